@@ -1,0 +1,317 @@
+//! Every limit of the server, its default, and the reason for it.
+//!
+//! Absent: the command line (`main.rs`), which only overrides fields of these structs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Limits of the command text. See `wire`.
+#[derive(Clone, Copy, Debug)]
+pub struct WireLimits {
+    /// Bytes of one batch's command text. The longest recorded from tinygrad's own tests is
+    /// 1.07 MB (5,249 commands). A text is parsed in one go, at about 1 GB/s as the stock client
+    /// spells it and a third of that otherwise: this bounds how long others wait.
+    pub text_bytes_max: usize,
+    /// Commands of one batch. The largest recorded batch has 5,249.
+    pub commands_max: usize,
+    /// Nesting of tuples, lists, dicts and calls. Launch sizes are trees of `UOp` calls, two levels
+    /// a node; recorded texts stay below 40.
+    pub depth_max: usize,
+    /// Digits of one integer literal. CPython itself stops at 4,300; nothing here exceeds 64 bits,
+    /// and leading zeros are no reason for more.
+    pub digits_max: usize,
+    /// Items of one tuple, list or dict: kernels of a graph, buffers of a transfer.
+    pub items_max: usize,
+    /// Values of one command, nested ones included. A value takes 16 bytes while its command is
+    /// read. A kernel of a graph has about 100; the largest recorded graphs have some thousands.
+    pub nodes_max: usize,
+}
+
+impl Default for WireLimits {
+    fn default() -> Self {
+        WireLimits {
+            text_bytes_max: 16 << 20,
+            commands_max: 256 << 10,
+            depth_max: 256,
+            digits_max: 64,
+            items_max: 1 << 20,
+            nodes_max: 8 << 20,
+        }
+    }
+}
+
+/// Limits of a request body's blobs. See `wire::envelope`.
+#[derive(Clone, Copy, Debug)]
+pub struct EnvelopeLimits {
+    /// Bytes of one blob. A tensor of a current accelerator's whole memory fits.
+    pub blob_bytes_max: u64,
+    /// Blobs of one body. A batch refers to at most a few blobs per command.
+    pub blobs_max: u64,
+}
+
+impl Default for EnvelopeLimits {
+    fn default() -> Self {
+        EnvelopeLimits { blob_bytes_max: 256 << 30, blobs_max: 1 << 20 }
+    }
+}
+
+/// Limits of an HTTP request. See `http`.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpLimits {
+    /// Bytes of the request line and the headers together. The stock client sends 100 bytes;
+    /// proxies add some hundreds.
+    pub head_bytes_max: usize,
+    /// Header fields of one request, for the same reason.
+    pub headers_max: usize,
+    /// Bytes of the request target. The only one served is `/batch`.
+    pub target_bytes_max: usize,
+    /// Bytes of one body. A tensor of a current accelerator's whole memory fits.
+    pub body_bytes_max: u64,
+    /// Bytes of one chunk-size line, extensions included (RFC 9112 section 7.1.1 lets the server
+    /// bound it).
+    pub chunk_line_bytes_max: usize,
+    /// Bytes of all trailer fields.
+    pub trailer_bytes_max: usize,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        HttpLimits {
+            head_bytes_max: 16 << 10,
+            headers_max: 64,
+            target_bytes_max: 1 << 10,
+            body_bytes_max: 256 << 30,
+            chunk_line_bytes_max: 256,
+            trailer_bytes_max: 4 << 10,
+        }
+    }
+}
+
+/// Limits of sessions and what they own. See `engine`.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineLimits {
+    /// Buffers of one session, views included. Each costs about 100 bytes of the server's memory.
+    pub buffers_per_session_max: usize,
+    /// Commands that run before others get their turn: at well under a microsecond each, this
+    /// bounds the delay of others to about 100 microseconds.
+    pub commands_per_slice: usize,
+    /// Compilations of one batch under way at once, so that one client does not fill the queue.
+    pub compilations_ahead_max: usize,
+    /// Events of one session that are set and not waited for yet.
+    pub events_per_session_max: usize,
+    /// Kernels and copies, or inputs, of one graph: it is recorded in one go.
+    pub graph_nodes_max: usize,
+    /// Graphs of one session.
+    pub graphs_per_session_max: usize,
+    /// Names of one session that are remembered because a command failed to make them.
+    pub missing_max: usize,
+    /// Programs of one session. BEAM search keeps some thousands at once.
+    pub programs_per_session_max: usize,
+    /// Sessions of one connection. A client opens one for each device that it uses.
+    pub sessions_per_connection_max: usize,
+    /// Length of a program's source. The longest that tinygrad's tests produce has 300 KB.
+    pub source_bytes_max: u64,
+    /// How long a `Wait` waits for an event that nobody sets. The stock client gives up on its
+    /// socket after 300 seconds.
+    pub wait_time_max: Duration,
+}
+
+impl Default for EngineLimits {
+    fn default() -> Self {
+        EngineLimits {
+            buffers_per_session_max: 1 << 20,
+            commands_per_slice: 256,
+            compilations_ahead_max: 32,
+            events_per_session_max: 1 << 16,
+            graph_nodes_max: 1 << 16,
+            graphs_per_session_max: 1 << 16,
+            missing_max: 1 << 12,
+            programs_per_session_max: 1 << 16,
+            sessions_per_connection_max: 256,
+            source_bytes_max: 4 << 20,
+            wait_time_max: Duration::from_secs(290),
+        }
+    }
+}
+
+/// Limits of connections and of the memory that they hold. See `shard`.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardLimits {
+    /// Longest pause inside a body. A client that died in a way that TCP does not see holds its
+    /// staging memory no longer than this.
+    pub body_pause_max: Duration,
+    /// Connections of one shard. Each costs a receive buffer.
+    pub connections_max: usize,
+    /// How long a drain waits for batches that run.
+    pub drain_time_max: Duration,
+    /// Time for the whole head of a request, from its first byte.
+    pub head_time_max: Duration,
+    /// Bytes taken from or given to one socket before others get their turn. At some GB/s this is
+    /// about 100 microseconds.
+    pub io_slice_bytes: usize,
+    /// Idle seconds before TCP asks whether the peer is alive. A connection that owns sessions is
+    /// never closed for being idle, only for being dead.
+    pub keepalive_idle: Duration,
+    /// Blobs up to here are held in the server's own memory and copied through the queue; longer
+    /// ones are received where the device takes them from.
+    pub private_blob_bytes_max: u64,
+    /// Size of a connection's receive buffer: a batch of 200 commands. Pages that no request has
+    /// reached cost nothing. Not below `HttpLimits::head_bytes_max`.
+    pub receive_bytes: usize,
+    /// Staging memory beyond which a connection gives it all back after the request: it would keep
+    /// its pages while it is idle.
+    pub staging_kept_bytes_max: u64,
+    /// How often what is under way is looked at: watchdogs, dead clients, time limits. Nothing is
+    /// looked at while nothing is under way.
+    pub tick: Duration,
+}
+
+impl Default for ShardLimits {
+    fn default() -> Self {
+        ShardLimits {
+            body_pause_max: Duration::from_secs(60),
+            connections_max: 8192,
+            drain_time_max: Duration::from_secs(30),
+            head_time_max: Duration::from_secs(20),
+            io_slice_bytes: 1 << 20,
+            keepalive_idle: Duration::from_secs(30),
+            private_blob_bytes_max: 16 << 10,
+            receive_bytes: 64 << 10,
+            staging_kept_bytes_max: 1 << 20,
+            tick: Duration::from_millis(100),
+        }
+    }
+}
+
+/// Which C compiler makes the kernels of the CPU device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CompilerChoice {
+    /// The newest clang that works, else gcc: clang alone knows bfloat16 on most systems.
+    #[default]
+    Any,
+    /// The newest clang that works.
+    Clang,
+    Gcc,
+    /// This program and no other.
+    Path(PathBuf),
+}
+
+/// Where compiled objects are kept between runs of the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CacheDir {
+    /// `$XDG_CACHE_HOME/outboard`, or `~/.cache/outboard`.
+    #[default]
+    User,
+    /// This directory, made if it is missing. It must be the server's own: whoever can write to it
+    /// can put code into the CPU device's workers.
+    At(PathBuf),
+    Off,
+}
+
+/// Compiling C source for the CPU device. See `compile`.
+#[derive(Clone, Debug)]
+pub struct CompileConfig {
+    pub compiler: CompilerChoice,
+    /// Compilers that run at once. One runs at full speed on one core, so more than the machine's
+    /// cores only add memory.
+    pub threads: usize,
+    /// Sources that wait for a compiler. A beam search sends some hundreds at once; what waits
+    /// longer than a client's patience (300 s) is of no use to anybody.
+    pub queue_max: usize,
+    /// Bytes of one source. The longest recorded from tinygrad is 19 KB; a wholly unrolled kernel
+    /// takes a megabyte, and minutes to compile.
+    pub source_bytes_max: usize,
+    /// Bytes of one object, and of one compiler's messages while it runs. Kernels make 2 to 200 KB.
+    pub object_bytes_max: u64,
+    /// Bytes of the compiler's messages that a client sees: the first few errors.
+    pub message_bytes_max: usize,
+    /// Address space of one compiler process. clang with its libraries maps 200 MB before it
+    /// starts; kernels of a megabyte need 1 GB more.
+    pub memory_bytes_max: u64,
+    /// Wall time of one compile. Real kernels take 0.03 to 3 s, and a client gives up after 300 s.
+    pub time_max: Duration,
+    /// CPU time of one compiler process, for the case that the server dies and leaves it running.
+    pub cpu_seconds_max: u64,
+    pub cache_dir: CacheDir,
+    /// Bytes on disk. Kernels take 4 to 200 KB: room for some tens of thousands.
+    pub cache_bytes_max: u64,
+    /// Bytes of objects in memory, for sources that come again while the server runs.
+    pub cache_memory_bytes_max: usize,
+}
+
+impl Default for CompileConfig {
+    fn default() -> Self {
+        CompileConfig {
+            compiler: CompilerChoice::Any,
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            queue_max: 1024,
+            source_bytes_max: 4 << 20,
+            object_bytes_max: 16 << 20,
+            message_bytes_max: 2 << 10,
+            memory_bytes_max: 2 << 30,
+            time_max: Duration::from_secs(60),
+            cpu_seconds_max: 60,
+            cache_dir: CacheDir::User,
+            cache_bytes_max: 1 << 30,
+            cache_memory_bytes_max: 32 << 20,
+        }
+    }
+}
+
+/// Limits of accelerators. See `device`.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceLimits {
+    /// How long one kernel or one piece of a copy may run before its worker is killed. The longest
+    /// kernels of real models on one CPU core take seconds.
+    pub kernel_time_max: Duration,
+}
+
+impl Default for DeviceLimits {
+    fn default() -> Self {
+        DeviceLimits { kernel_time_max: Duration::from_secs(60) }
+    }
+}
+
+impl DeviceLimits {
+    /// Grain of allocations, which is also their alignment: two cache lines, as the prefetcher
+    /// takes them, and more than any vector register.
+    pub const UNIT_BYTES: u64 = 128;
+    /// Bytes of a shared segment. Sparse, so a session that uses little costs little; large enough
+    /// that a session has few of them.
+    pub const SEGMENT_BYTES: u64 = 64 << 20;
+    /// Allocations in one shared segment: bounds the allocator's table (256 KiB).
+    pub const SEGMENT_ALLOCATIONS_MAX: u32 = 8 << 10;
+    /// From this size an allocation has a segment of its own, whose memory returns to the system
+    /// when it is freed. Half a shared segment, so that an empty one always has room.
+    pub const OWN_SEGMENT_BYTES_MIN: u64 = 32 << 20;
+    /// The largest allocation: what the offset of a packet's address can say.
+    pub const ALLOCATION_BYTES_MAX: u64 = 1 << 40;
+    /// Memory that fills little by little is charged to the budget in pieces of this size.
+    pub const CHARGE_BYTES: u64 = 8 << 20;
+    /// From this size the pages of freed memory go back to the system. Below, the system call
+    /// costs more than the pages are worth.
+    pub const DISCARD_BYTES_MIN: u64 = 256 << 10;
+    /// From this size a mapping is taken down by a thread of its own: the time grows with the
+    /// pages.
+    pub const UNMAP_ELSEWHERE_BYTES_MIN: usize = 1 << 20;
+    /// Bytes of packets in flight to one worker: some 20,000 launches. A power of two and a
+    /// multiple of the page size.
+    pub const RING_BYTES: usize = 1 << 20;
+    /// Part of the ring that is kept for one call: its packet and the imports it may need.
+    pub const RING_CALL_BYTES: usize = Self::RING_BYTES / 4;
+    /// The longest packet that lies in the ring; longer ones lie in scratch memory.
+    pub const PACKET_BYTES_MAX: usize = 16 << 10;
+    /// Bytes for the outcome of one load, message included.
+    pub const LOAD_STATUS_BYTES: u64 = 1 << 10;
+    /// Timed work whose duration nobody has asked for yet. The oldest is given up for a new one.
+    pub const TIMERS: usize = 256;
+    /// How long a worker looks for new packets before it sleeps. A futex wake-up takes about 10
+    /// microseconds; on a machine with few cores spinning for longer takes time from the server.
+    pub const WORKER_SPIN: Duration = Duration::from_micros(5);
+    /// Stack of a kernel. Generated kernels keep their accumulators there.
+    pub const WORKER_STACK_BYTES: u64 = 64 << 20;
+    /// Private memory of a worker above what it has at its start: code of kernels, graphs.
+    pub const WORKER_DATA_BYTES: u64 = 512 << 20;
+    /// Copies count as progress each time this many bytes are done.
+    pub const COPY_PIECE_BYTES: u64 = 64 << 20;
+}

@@ -1,0 +1,74 @@
+//! The cores that this process may use.
+//!
+//! Shards are pinned to a core each, and a thread that a shard starts would inherit that: threads
+//! that do the server's other work ask for all cores back.
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+static ALLOWED: OnceLock<CpuSet> = OnceLock::new();
+
+/// The cores that this process was started with. To be called before any thread is pinned.
+///
+/// # Errors
+///
+/// If the kernel does not tell.
+pub fn allowed() -> std::io::Result<BTreeSet<usize>> {
+    let set = match ALLOWED.get() {
+        Some(set) => *set,
+        None => *ALLOWED.get_or_init(|| sched_getaffinity(None).unwrap_or_default()),
+    };
+    match (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect::<BTreeSet<usize>>() {
+        cores if cores.is_empty() => Err(std::io::Error::other("the set of cores is unknown")),
+        cores => Ok(cores),
+    }
+}
+
+/// Lets the calling thread run on all cores that the process was started with.
+pub fn spread() {
+    if let Some(set) = ALLOWED.get()
+        && let Err(error) = sched_setaffinity(None, set)
+    {
+        tracing::warn!(%error, "a helper thread stays on its shard's core");
+    }
+}
+
+/// Reads a list of cores, such as `0,2-5`.
+///
+/// # Errors
+///
+/// What part of the text is not a core or a range of cores.
+pub fn parse(text: &str) -> Result<BTreeSet<usize>, String> {
+    let number = |digits: &str| {
+        digits.parse::<usize>().map_err(|_| format!("{digits:?} is not the number of a core"))
+    };
+    let mut cores = BTreeSet::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last || last >= CpuSet::MAX_CPU {
+            return Err(format!("{part:?} is not a range of cores"));
+        }
+        cores.extend(first..=last);
+    }
+    Ok(cores)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn cores_as_list_with_ranges_are_read() {
+        assert_eq!(parse("4,0-2,1"), Ok([0, 1, 2, 4].into()));
+    }
+
+    #[test]
+    fn cores_that_are_no_range_are_refused() {
+        for text in ["2-1", "x", "", "1,", "0-99999999"] {
+            assert!(parse(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Outboard puts a machine's accelerators on the network.
+//!
+//! Read the modules in this order; each knows only those before it:
+//!
+//! 1. [`config`]: every limit, its default and its reason.
+//! 2. [`blob`]: names of byte strings; [`cores`]: the processor cores.
+//! 3. [`wire`]: bytes to commands and back. No IO, no clock, no `unsafe`.
+
+pub mod blob;
+pub mod config;
+pub mod cores;
+pub mod wire;
