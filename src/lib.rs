@@ -5,8 +5,10 @@
 //! 1. [`config`]: every limit, its default and its reason.
 //! 2. [`blob`]: names of byte strings; [`cores`]: the processor cores.
 //! 3. [`wire`]: bytes to commands and back. No IO, no clock, no `unsafe`.
+//! 4. [`http`]: one HTTP/1.1 connection as a value. No IO, no clock.
 
 pub mod blob;
 pub mod config;
 pub mod cores;
+pub mod http;
 pub mod wire;
