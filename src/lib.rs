@@ -6,9 +6,13 @@
 //! 2. [`blob`]: names of byte strings; [`cores`]: the processor cores.
 //! 3. [`wire`]: bytes to commands and back. No IO, no clock, no `unsafe`.
 //! 4. [`http`]: one HTTP/1.1 connection as a value. No IO, no clock.
+//! 5. [`compile`]: source text to binaries, in sandboxed children.
+//! 6. [`device`]: what the engine asks of an accelerator, and the accelerators.
 
 pub mod blob;
+pub mod compile;
 pub mod config;
 pub mod cores;
+pub mod device;
 pub mod http;
 pub mod wire;

@@ -1,0 +1,194 @@
+//! Source text to binaries: in a sandboxed child, cached by hash, off the calling thread.
+//!
+//! Owns: [`Service`], which any number of shards share, and [`Ticket`], the promise of one object.
+//! A source is refused before a compiler sees it if it asks for files or assembly; what passes is
+//! compiled by clang or gcc in a process without rights; the object is kept in memory and on disk.
+//!
+//! Absent: devices and commands. What an object means is the business of the device that asked.
+//!
+//! Reading order: this file, `pool` (jobs and threads), `source` (what is refused), `cc` (the
+//! compilers), `sandbox` and `spawn` (processes without rights), `cache`.
+
+mod cache;
+mod cc;
+mod pool;
+mod sandbox;
+mod source;
+mod spawn;
+
+use std::sync::{Arc, OnceLock};
+use std::task::Waker;
+use std::time::Duration;
+
+use crate::config::CompileConfig;
+use cache::{Disk, Key};
+pub use cc::{Family, NoToolchain, Toolchain};
+use pool::{Job, Pool};
+pub use sandbox::Status as SandboxStatus;
+
+/// Why there is no object. None of these tells anything about the server's files.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// Too many sources wait already.
+    #[error("too many kernels wait to be compiled (limit {queue_max}): try again")]
+    Busy { queue_max: usize },
+    /// The service ended before the source's turn came.
+    #[error("the server is shutting down")]
+    Closed,
+    #[error("the compiler crashed (signal {signal})")]
+    Crashed { signal: i32 },
+    #[error("no C compiler works on the server: install clang 17 or later, or gcc 12 or later")]
+    NoCompiler,
+    #[error("the compiled kernel exceeds {bytes_max} bytes")]
+    ObjectTooLong { bytes_max: u64 },
+    /// The source holds something that no kernel needs.
+    #[error("line {line}, column {column}: {what} is not allowed in a kernel")]
+    Refused { line: usize, column: usize, what: String },
+    /// The compiler's own words, cleaned and cut.
+    #[error("{message}")]
+    Rejected { message: String },
+    /// The sandboxed process could not be started; the server's log says why.
+    #[error("the server could not start its compiler")]
+    Sandbox,
+    #[error("the source has {bytes} bytes, the limit is {bytes_max}")]
+    SourceTooLong { bytes: usize, bytes_max: usize },
+    #[error("compiling took longer than {limit:?}")]
+    Timeout { limit: Duration },
+    /// The source needs a type that this compiler lacks.
+    #[error("the server's compiler ({compiler}) has no {what} arithmetic: install {remedy} there")]
+    Unsupported { what: &'static str, compiler: String, remedy: &'static str },
+}
+
+/// What a compile comes to.
+pub type CompileResult = Result<Arc<[u8]>, CompileError>;
+
+/// Compiles. Cheap to clone; all clones share one pool, one compiler and one cache.
+///
+/// Threads start when there is work. Once the last clone is gone, sources that still wait complete
+/// with [`CompileError::Closed`].
+#[derive(Clone, Debug)]
+pub struct Service(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    pool: Arc<Pool>,
+}
+
+/// What the threads of the pool share.
+#[derive(Debug)]
+struct Backend {
+    config: CompileConfig,
+    /// Found by the first thread that needs it.
+    toolchain: OnceLock<Result<Found, NoToolchain>>,
+    disk: OnceLock<Option<Disk>>,
+}
+
+#[derive(Debug)]
+struct Found {
+    toolchain: Toolchain,
+    fingerprint: [u8; 32],
+}
+
+impl Service {
+    /// A service that has not looked for its compiler yet.
+    #[must_use]
+    pub fn new(config: CompileConfig) -> Service {
+        let backend = Backend { config, toolchain: OnceLock::new(), disk: OnceLock::new() };
+        Service(Arc::new(Inner { pool: Arc::new(Pool::new(backend)) }))
+    }
+
+    /// Starts to compile a source, or finds that it was compiled before. Does not block, and takes
+    /// the time to hash the source. The same source asked for twice is compiled once.
+    pub fn compile(&self, source: Arc<[u8]>) -> Ticket {
+        Ticket(Pool::submit(&self.0.pool, source))
+    }
+
+    /// The compiler. Blocks for some tenths of a second when asked first, so that a server may do
+    /// this before it takes clients.
+    ///
+    /// # Errors
+    ///
+    /// What was tried, if nothing works.
+    pub fn toolchain(&self) -> Result<&Toolchain, &NoToolchain> {
+        self.0.pool.backend.found().map(|found| &found.toolchain)
+    }
+
+    /// Which walls this kernel gives to the compiler's sandbox.
+    #[must_use]
+    pub fn sandbox_status(&self) -> SandboxStatus {
+        SandboxStatus::of_this_kernel()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.pool.close();
+    }
+}
+
+impl Backend {
+    fn found(&self) -> Result<&Found, &NoToolchain> {
+        let find = || {
+            let found = Toolchain::find(&self.config);
+            match &found {
+                Ok(t) => tracing::info!(compiler = %t.path.display(), version = t.version, "found"),
+                Err(error) => tracing::warn!(%error),
+            }
+            found.map(|toolchain| Found { fingerprint: toolchain.fingerprint(), toolchain })
+        };
+        self.toolchain.get_or_init(find).as_ref()
+    }
+
+    fn disk(&self) -> Option<&Disk> {
+        let open = || {
+            let CompileConfig { cache_dir, cache_bytes_max, object_bytes_max, .. } = &self.config;
+            Disk::open(cache_dir, *cache_bytes_max, *object_bytes_max)
+        };
+        self.disk.get_or_init(open).as_ref()
+    }
+
+    /// Looks on disk, else compiles. Blocks.
+    fn compile(&self, source: &[u8]) -> CompileResult {
+        // A source is refused for what it is, whether or not some compiler works here.
+        source::check(source, self.config.source_bytes_max)?;
+        let found = self.found().map_err(|_| CompileError::NoCompiler)?;
+        let key: Key = *blake3::keyed_hash(&found.fingerprint, source).as_bytes();
+        if let Some(object) = self.disk().and_then(|disk| disk.get(&key)) {
+            return Ok(object.into());
+        }
+        let object = found.toolchain.compile(source)?;
+        if let Some(disk) = self.disk() {
+            disk.put(&key, &object);
+        }
+        Ok(object.into())
+    }
+}
+
+/// The promise of an object. Cheap to clone; when the last clone is dropped before a compiler has
+/// begun, the source is forgotten.
+#[derive(Clone, Debug)]
+pub struct Ticket(Arc<Job>);
+
+impl Ticket {
+    /// A promise that is already kept, for devices whose programs need no compiler.
+    #[must_use]
+    pub fn ready(result: CompileResult) -> Ticket {
+        Ticket(Arc::new(Job::done(result)))
+    }
+
+    /// The result, once there is one.
+    #[must_use]
+    pub fn poll(&self) -> Option<CompileResult> {
+        self.0.result()
+    }
+
+    /// Wakes a task, once, when there is a result: at once if there is one already.
+    pub fn wake_on_done(&self, waker: &Waker) {
+        self.0.wake_on_done(waker);
+    }
+
+    /// Blocks until there is a result. Never on a shard.
+    pub fn wait(&self) -> CompileResult {
+        self.0.wait()
+    }
+}

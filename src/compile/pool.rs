@@ -1,0 +1,215 @@
+//! Jobs, the queue they wait in, and the threads that take them.
+//!
+//! Tickets own a job; the queue and the table of sources in flight only know of it. So a job that
+//! nobody waits for is gone by itself, and a thread that takes its place in the queue finds nothing
+//! to do.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
+
+use super::cache::{Key, Memory};
+use super::{Backend, CompileError, CompileResult};
+use crate::cores;
+
+/// One source on its way to an object.
+#[derive(Debug)]
+pub(super) struct Job {
+    source: Arc<[u8]>,
+    state: Mutex<JobState>,
+    done: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct JobState {
+    result: Option<CompileResult>,
+    wakers: Vec<Waker>,
+}
+
+impl Job {
+    fn new(source: Arc<[u8]>) -> Job {
+        Job { source, state: Mutex::default(), done: Condvar::new() }
+    }
+
+    pub(super) fn done(result: CompileResult) -> Job {
+        let state = JobState { result: Some(result), wakers: Vec::new() };
+        Job { source: Arc::default(), state: Mutex::new(state), done: Condvar::new() }
+    }
+
+    pub(super) fn result(&self) -> Option<CompileResult> {
+        lock(&self.state).result.clone()
+    }
+
+    pub(super) fn wake_on_done(&self, waker: &Waker) {
+        let mut state = lock(&self.state);
+        if state.result.is_some() {
+            drop(state);
+            waker.wake_by_ref();
+        } else if !state.wakers.iter().any(|known| known.will_wake(waker)) {
+            state.wakers.push(waker.clone());
+        }
+    }
+
+    pub(super) fn wait(&self) -> CompileResult {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(result) = &state.result {
+                return result.clone();
+            }
+            state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn complete(&self, result: CompileResult) {
+        let mut state = lock(&self.state);
+        state.result = Some(result);
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        self.done.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// The queue and what its threads share.
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) backend: Backend,
+    queue: Mutex<Queue>,
+    /// Signalled once for each new job, and to all at the end.
+    work: Condvar,
+}
+
+#[derive(Debug)]
+struct Queue {
+    waiting: VecDeque<(Key, Weak<Job>)>,
+    /// Waiting and running jobs by the hash of their source.
+    in_flight: HashMap<Key, Weak<Job>>,
+    memory: Memory,
+    threads: usize,
+    threads_idle: usize,
+    closed: bool,
+}
+
+impl Pool {
+    pub(super) fn new(backend: Backend) -> Pool {
+        let queue = Queue {
+            waiting: VecDeque::new(),
+            in_flight: HashMap::new(),
+            memory: Memory::new(backend.config.cache_memory_bytes_max),
+            threads: 0,
+            threads_idle: 0,
+            closed: false,
+        };
+        Pool { backend, queue: Mutex::new(queue), work: Condvar::new() }
+    }
+
+    /// The job for a source: a finished one, one in flight, or a new one.
+    pub(super) fn submit(pool: &Arc<Pool>, source: Arc<[u8]>) -> Arc<Job> {
+        let queue_max = pool.backend.config.queue_max;
+        let key: Key = *blake3::hash(&source).as_bytes();
+        let mut queue = lock(&pool.queue);
+        if let Some(object) = queue.memory.get(&key) {
+            return Arc::new(Job::done(Ok(object)));
+        }
+        if let Some(job) = queue.in_flight.get(&key).and_then(Weak::upgrade) {
+            return job;
+        }
+        if queue.waiting.len() >= queue_max {
+            queue.forget_cancelled();
+        }
+        if queue.waiting.len() >= queue_max {
+            return Arc::new(Job::done(Err(CompileError::Busy { queue_max })));
+        }
+        if queue.threads_idle <= queue.waiting.len() && !queue.add_thread(pool) {
+            return Arc::new(Job::done(Err(CompileError::Sandbox)));
+        }
+        let job = Arc::new(Job::new(source));
+        queue.waiting.push_back((key, Arc::downgrade(&job)));
+        queue.in_flight.insert(key, Arc::downgrade(&job));
+        drop(queue);
+        pool.work.notify_one();
+        job
+    }
+
+    /// Ends the threads, and the jobs that no thread has begun.
+    pub(super) fn close(&self) {
+        let mut queue = lock(&self.queue);
+        queue.closed = true;
+        let waiting = std::mem::take(&mut queue.waiting);
+        drop(queue);
+        self.work.notify_all();
+        let jobs = waiting.iter().filter_map(|(_, job)| job.upgrade());
+        jobs.for_each(|job| job.complete(Err(CompileError::Closed)));
+    }
+
+    /// A thread's life.
+    fn work(&self) {
+        while let Some((key, job)) = self.next() {
+            let result = self.backend.compile(&job.source);
+            let mut queue = lock(&self.queue);
+            queue.in_flight.remove(&key);
+            if let Ok(object) = &result {
+                queue.memory.put(key, Arc::clone(object));
+            }
+            drop(queue);
+            job.complete(result);
+        }
+    }
+
+    /// Waits for a job that somebody waits for; `None` at the end.
+    fn next(&self) -> Option<(Key, Arc<Job>)> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.closed {
+                queue.threads -= 1;
+                return None;
+            }
+            match queue.waiting.pop_front() {
+                Some((key, job)) => match job.upgrade() {
+                    Some(job) => return Some((key, job)),
+                    None => queue.forget(&key),
+                },
+                None => {
+                    queue.threads_idle += 1;
+                    queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    queue.threads_idle -= 1;
+                }
+            }
+        }
+    }
+}
+
+impl Queue {
+    /// Starts a thread if there may be one more. False if there is none at all.
+    fn add_thread(&mut self, pool: &Arc<Pool>) -> bool {
+        if self.threads < pool.backend.config.threads.max(1) {
+            let pool = Arc::clone(pool);
+            let thread = std::thread::Builder::new().name("compile".to_owned());
+            let work = move || {
+                cores::spread();
+                pool.work();
+            };
+            match thread.spawn(work) {
+                Ok(_) => self.threads += 1,
+                Err(error) => tracing::warn!(%error, "cannot start a thread for the compiler"),
+            }
+        }
+        self.threads > 0
+    }
+
+    /// Drops a cancelled job's entry, unless a new job has taken its name since.
+    fn forget(&mut self, key: &Key) {
+        if self.in_flight.get(key).is_some_and(|job| job.strong_count() == 0) {
+            self.in_flight.remove(key);
+        }
+    }
+
+    fn forget_cancelled(&mut self) {
+        self.waiting.retain(|(_, job)| job.strong_count() > 0);
+        self.in_flight.retain(|_, job| job.strong_count() > 0);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,97 @@
+//! What one worker has mapped.
+//!
+//! Owns: the numbers of segments in the worker's table, and the descriptors that are on their way
+//! to it. A segment is imported when the first packet that names it is queued. Its descriptor goes
+//! through the socket, in the order of the import packets; what the socket does not take at once
+//! is sent later, and a worker that finds none rings the doorbell and waits.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+use super::packet::Address;
+use super::shared::{Segment, SharedFile};
+use super::slot::{Graveyard, Slots};
+
+#[derive(Default)]
+pub(super) struct Imports {
+    slots: Slots,
+    by_segment: BTreeMap<u64, u32>,
+    unsent: VecDeque<Unsent>,
+}
+
+struct Unsent {
+    file: Arc<SharedFile>,
+    writable: bool,
+}
+
+impl Imports {
+    /// The segment's number in the worker's table, if it has one.
+    pub(super) fn find(&self, segment: u64) -> Option<u32> {
+        self.by_segment.get(&segment).copied()
+    }
+
+    /// Gives the segment a number. Its import packet is queued next. `None` where the table is
+    /// full.
+    pub(super) fn add(
+        &mut self,
+        segment: &Rc<Segment>,
+        writable: bool,
+        grave: &Rc<Graveyard>,
+    ) -> Option<u32> {
+        let slot = self.slots.take();
+        if slot >= Address::SEGMENTS_MAX {
+            self.slots.give(slot);
+            return None;
+        }
+        self.by_segment.insert(segment.id(), slot);
+        segment.tell(grave);
+        self.unsent.push_back(Unsent { file: Arc::clone(segment.file()), writable });
+        Some(slot)
+    }
+
+    /// The segment is gone. Its number, if it had one, is free for packets queued from now on.
+    pub(super) fn remove(&mut self, segment: u64) -> Option<u32> {
+        let slot = self.by_segment.remove(&segment)?;
+        self.slots.give(slot);
+        Some(slot)
+    }
+
+    /// Sends what the socket takes.
+    pub(super) fn flush(&mut self, socket: &OwnedFd) -> io::Result<()> {
+        while let Some(unsent) = self.unsent.front() {
+            let sent = if unsent.writable {
+                send(socket, b"\0", &[unsent.file.as_fd()])
+            } else {
+                send(socket, b"\0", &[unsent.file.read_only()?.as_fd()])
+            };
+            match sent {
+                // The second: too many descriptors of this user are on their way to others.
+                Err(Errno::AGAIN | Errno::TOOMANYREFS) => return Ok(()),
+                sent => sent?,
+            }
+            self.unsent.pop_front();
+        }
+        Ok(())
+    }
+}
+
+/// Sends a few bytes with descriptors, all or nothing.
+pub(super) fn send(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fits = control.push(SendAncillaryMessage::ScmRights(fds));
+    assert!(fits, "at most two descriptors");
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags) {
+        // The worker is gone; its end is reported by the one who reaps it.
+        Err(Errno::PIPE | Errno::CONNRESET) | Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

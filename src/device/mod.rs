@@ -1,0 +1,318 @@
+//! What the engine asks of an accelerator.
+//!
+//! Owns: the trait [`Device`] (one session's use of one accelerator: a queue of work, memory,
+//! programs, graphs), the trait [`Platform`] (the accelerators of one kind on this machine), and
+//! the opaque resources they hand out.
+//!
+//! Absent: commands, sessions and their names, validation. The engine has checked bounds, sizes and
+//! numbers before it calls; a device's errors are only those that a caller cannot foresee.
+//!
+//! Every method enqueues and returns. A [`Fence`] names a place in the queue; work is done when
+//! [`Device::poll`] reports a fence at or past it. Resources free themselves: dropping a
+//! [`Region`], [`Program`] or [`Graph`] takes effect after the work that is already in the queue.
+//!
+//! Reading order: this file; memory: `shared` (what two processes see), `slot` (what dies with a
+//! drop), `timeline` (what devices wait for); the queue: `packet`, `ring`; the server's side:
+//! `isolated`, `imports`, `process`, `platform`; the worker's: `worker`, `sandbox`, `replay`, `cpu`
+//! (loading and calling kernels). `null` stands in for all of it in tests.
+
+pub mod cpu;
+mod imports;
+pub mod isolated;
+pub mod null;
+mod packet;
+pub mod platform;
+mod process;
+mod replay;
+mod ring;
+mod sandbox;
+pub mod shared;
+mod slot;
+mod timeline;
+pub mod worker;
+
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::compile;
+use slot::Slot;
+
+/// A place in one device's queue. Fences of one device are ordered; of two devices they have
+/// nothing to do with each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fence(pub u64);
+
+/// What a caller of [`Device`] cannot foresee.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The worker or driver could not do what it was asked, and says why.
+    #[error("{what}: {why}")]
+    Failed { what: &'static str, why: String },
+    /// A kernel did something that ended this session's use of the device.
+    #[error("kernel fault: {what}; everything on this device is lost, start a new session")]
+    Fault { what: String },
+    /// A binary could not be loaded.
+    #[error("cannot load program: {why}")]
+    Load { why: String },
+    /// The device is gone for a reason that is no kernel's fault.
+    #[error("device lost: {why}; everything on this device is lost, start a new session")]
+    Lost { why: String },
+    /// No room for an allocation.
+    #[error("out of memory: {asked} bytes asked, {free} free of {limit}")]
+    OutOfMemory { asked: u64, free: u64, limit: u64 },
+    /// A kernel ran past the limit.
+    #[error(
+        "kernel ran past the limit of {limit:?}; everything on this device is lost, start a new \
+         session"
+    )]
+    Timeout { limit: Duration },
+}
+
+/// Memory of a device. Freed when dropped, after the work that is already queued.
+#[derive(Debug)]
+pub struct Region(pub(in crate::device) shared::Range);
+
+impl Region {
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+}
+
+/// A part of a region.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'r> {
+    region: &'r Region,
+    offset: u64,
+    bytes: u64,
+}
+
+impl<'r> Span<'r> {
+    /// The part of `region` at `offset`, if it lies inside.
+    #[must_use]
+    pub fn new(region: &'r Region, offset: u64, bytes: u64) -> Option<Self> {
+        (offset.checked_add(bytes)? <= region.bytes()).then_some(Span { region, offset, bytes })
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Where the bytes of a copy to the device come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// Few bytes, taken before the call returns.
+    Bytes(&'a [u8]),
+    /// Bytes that arrived in staging memory; the caller keeps them until the fence.
+    Staged(&'a shared::Range),
+}
+
+/// A loaded program. Unloaded when dropped, after the work that is already queued.
+#[derive(Debug)]
+pub struct Program(pub(in crate::device) Slot<isolated::ProgramState>);
+
+/// A recorded graph. Forgotten when dropped, after the work that is already queued.
+#[derive(Debug)]
+pub struct Graph(pub(in crate::device) Slot<isolated::GraphShape>);
+
+/// Number of work groups, or of work items in a group, by dimension.
+pub type LaunchSize = [i32; 3];
+
+/// One run of a program. Arguments are the buffers' addresses, then the values.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    pub program: &'a Program,
+    pub buffers: &'a [Span<'a>],
+    pub values: &'a [i32],
+    pub global: Option<LaunchSize>,
+    pub local: Option<LaunchSize>,
+    /// Whether [`Device::elapsed`] will be asked.
+    pub timed: bool,
+}
+
+/// A buffer of a graph's step.
+#[derive(Clone, Copy, Debug)]
+pub enum GraphBuffer<'a> {
+    Fixed(Span<'a>),
+    /// Position in [`GraphRun::inputs`].
+    Input(usize),
+}
+
+/// An integer of a graph's step: a kernel's value or one of its sizes.
+#[derive(Clone, Copy, Debug)]
+pub enum GraphInt {
+    Fixed(i32),
+    /// Position in [`GraphRun::ints`].
+    Variable(usize),
+}
+
+/// One step of a graph. Steps of one device run in order.
+#[derive(Clone, Copy, Debug)]
+pub enum GraphStep<'a> {
+    /// `bytes` is the length of both sides, which inputs have only once there is a run. `from` may
+    /// belong to another device of the same platform.
+    Copy { to: GraphBuffer<'a>, from: GraphBuffer<'a>, bytes: u64 },
+    Launch {
+        program: &'a Program,
+        buffers: &'a [GraphBuffer<'a>],
+        values: &'a [GraphInt],
+        global: Option<[GraphInt; 3]>,
+        local: Option<[GraphInt; 3]>,
+    },
+    /// Advances this device's timeline by one.
+    Signal,
+    /// Waits until the timeline of `GraphRun::peers[peer]` has advanced `steps` past where it was
+    /// when the run was submitted.
+    Wait { peer: usize, steps: u32 },
+}
+
+/// What one run of a graph is given.
+#[derive(Clone, Copy, Debug)]
+pub struct GraphRun<'a> {
+    pub inputs: &'a [Span<'a>],
+    pub ints: &'a [i32],
+    /// The timelines of the other devices in the graph, as they were before any of the devices got
+    /// its part of the run.
+    pub peers: &'a [Point],
+    /// Whether [`Device::elapsed`] will be asked.
+    pub timed: bool,
+}
+
+/// A value that a device's timeline will reach. The timeline counts the signals of its queue.
+#[derive(Clone, Debug)]
+pub struct Point {
+    pub(in crate::device) timeline: Rc<timeline::Timeline>,
+    pub(in crate::device) value: u64,
+}
+
+/// How far a device has come.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// All work up to here is done.
+    pub completed: Fence,
+    /// Set once the device is lost. Nothing more will complete, and waiting for it ends here.
+    pub lost: Option<DeviceError>,
+}
+
+/// Bytes of a region as the server sees them, kept alive by this value.
+///
+/// They are stable only once the device has passed the work that writes them. A kernel that writes
+/// later changes what is read here, never where it is.
+#[derive(Debug)]
+pub struct HostBytes {
+    pub(in crate::device) block: Rc<shared::Block>,
+    pub(in crate::device) offset: u64,
+    pub(in crate::device) bytes: u64,
+}
+
+impl HostBytes {
+    /// The bytes. What [`shared::Range::slice`] says about them holds here too.
+    #[must_use]
+    pub fn slice(&self) -> &[u8] {
+        self.block.slice(self.offset, self.bytes)
+    }
+}
+
+/// One session's use of one accelerator.
+pub trait Device {
+    /// Where the queue has too little room for the largest call, the fence to wait for before the
+    /// next one. `None` promises room for one call of any of the methods below.
+    fn backlog(&mut self) -> Option<Fence>;
+
+    /// Memory, at least 128-byte aligned. Fresh memory reads as zero or as this session's own
+    /// earlier bytes, never as another session's.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::OutOfMemory`] past the platform's limit.
+    fn alloc(&mut self, bytes: u64) -> Result<Region, DeviceError>;
+
+    /// Copies into memory of this device.
+    fn copy_in(&mut self, to: Span<'_>, from: Source<'_>) -> Result<Fence, DeviceError>;
+
+    /// Copies between two regions, of which `from` may belong to another device of the same
+    /// platform. The two have equal lengths and do not overlap.
+    fn copy(&mut self, to: Span<'_>, from: Span<'_>) -> Result<Fence, DeviceError>;
+
+    /// The bytes of a region where the server can read them.
+    fn host_bytes(&self, of: Span<'_>) -> Result<HostBytes, DeviceError>;
+
+    /// Loads what [`Platform::compile`] made. Whether it worked is known after [`Self::last`]:
+    /// ask [`Self::loaded`].
+    fn load(&mut self, binary: &[u8]) -> Result<Program, DeviceError>;
+
+    /// The outcome of [`Self::load`].
+    fn loaded(&mut self, program: &Program) -> Result<(), DeviceError>;
+
+    fn launch(&mut self, launch: &Launch<'_>) -> Result<Fence, DeviceError>;
+
+    /// Records a graph. Runs nothing.
+    fn build_graph(&mut self, steps: &[GraphStep<'_>]) -> Result<Graph, DeviceError>;
+
+    /// Runs a graph, as one submission.
+    fn run_graph(&mut self, graph: &Graph, run: &GraphRun<'_>) -> Result<Fence, DeviceError>;
+
+    /// The timeline's value once all that is queued has run.
+    fn timeline(&self) -> Point;
+
+    /// Queues an advance of the timeline and names the value it will have.
+    fn signal(&mut self) -> Result<Point, DeviceError>;
+
+    /// Queues a wait: what comes later starts after another device's timeline has reached `point`.
+    /// If that device is lost first, the wait ends too.
+    fn wait(&mut self, point: &Point) -> Result<Fence, DeviceError>;
+
+    /// The fence of everything queued so far.
+    fn last(&self) -> Fence;
+
+    /// Looks how far the device has come; kills what has run past the time limit. Never blocks.
+    fn poll(&mut self, now: Instant) -> Status;
+
+    /// Asks for the doorbell to ring when `fence` is reached. The caller polls once more after this
+    /// call, since the fence may have been reached just before it. Of several fences asked for, the
+    /// earliest that has not been reached counts, and it rings once; the others are asked for again
+    /// then.
+    fn arm(&mut self, fence: Fence);
+
+    /// How long the timed work at `fence` ran. Only after the fence, once, and before
+    /// [`crate::config::DeviceLimits::TIMERS`] further timed works are queued; zero otherwise.
+    fn elapsed(&mut self, fence: Fence) -> Duration;
+
+    /// A socket that becomes readable when an armed fence is reached or the device wants to be
+    /// polled, and reads as ended when the device is lost, which the next poll reports. The owner
+    /// reads it empty, then polls. `None` where fences complete at once.
+    fn doorbell(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// Which of the client's renderers makes source for a device: a class of tinygrad's and the
+/// arguments of its constructor, as a Python literal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renderer {
+    pub module: &'static str,
+    pub class: &'static str,
+    pub arguments: String,
+}
+
+/// The accelerators of one kind on this machine, as one shard sees them.
+pub trait Platform {
+    /// The name that clients see: `CPU`, `CUDA`, `HIP`.
+    fn name(&self) -> &'static str;
+
+    /// How many devices there are. A session's index is below it.
+    fn device_count(&self) -> u64;
+
+    fn renderer(&self, index: u64) -> Renderer;
+
+    /// A device for one session. The queue takes work at once; what it takes to get ready happens
+    /// elsewhere.
+    fn open(&mut self, index: u64) -> Result<Box<dyn Device>, DeviceError>;
+
+    /// Starts to compile source text for a device. The ticket completes on another thread.
+    fn compile(&mut self, index: u64, source: Arc<[u8]>) -> compile::Ticket;
+}

@@ -1,0 +1,465 @@
+//! The queue of packets from the server to one worker, in memory that both see.
+//!
+//! Owns: the layout of that memory, [`Producer`] (the server's end), [`Ring::next`] and its
+//! neighbours (the worker's end), sleeping and waking on both sides. Absent: what packets mean
+//! (`packet`).
+//!
+//! Positions count bytes since the start and never wrap; a position's place in the memory is its
+//! remainder. The data is mapped twice in a row, so that each packet is one piece wherever it
+//! starts.
+//!
+//! The worker runs foreign code that can write anything here. So the server keeps its own copy of
+//! what it knows (its position, the number of packets), reads each of the worker's words once per
+//! look, and takes a value that cannot be for the end of the worker. What the worker reads it
+//! trusts, as it must.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
+
+use rustix::mm::{MapFlags, ProtFlags};
+use rustix::thread::futex;
+
+use super::packet;
+use super::shared::{create_sealed, to_u64, to_usize};
+use crate::config::DeviceLimits;
+
+const HEADER_BYTES: usize = 4096;
+const DATA_BYTES: usize = DeviceLimits::RING_BYTES;
+const WORD_BYTES: usize = size_of::<u64>();
+
+/// `wake_at` while nobody waits.
+const DISARMED: u64 = u64::MAX;
+
+/// A word with a cache line to itself, since the two sides write different ones.
+#[repr(C, align(64))]
+#[derive(Default)]
+struct Line<T>(T);
+
+/// The shared words. All zero at first.
+#[repr(C)]
+struct Header {
+    /// Where the server will write next.
+    tail: Line<AtomicU64>,
+    /// The packet after which the worker rings the doorbell.
+    wake_at: Line<AtomicU64>,
+    /// Where the worker will read next.
+    head: Line<AtomicU64>,
+    /// Packets done. Each packet has the next number, from 1.
+    completed: AtomicU64,
+    /// Units of work begun: kernels, pieces of copies.
+    progress: AtomicU64,
+    /// Whether the worker waits for another device's timeline.
+    waiting: AtomicU32,
+    /// Whether the worker sleeps until there are packets.
+    sleeping: Line<AtomicU32>,
+    /// Nanoseconds of timed work.
+    timers: Line<[AtomicU64; DeviceLimits::TIMERS]>,
+}
+
+const _: () = assert!(size_of::<Header>() <= HEADER_BYTES);
+const _: () = assert!(DATA_BYTES.is_power_of_two() && DATA_BYTES.is_multiple_of(HEADER_BYTES));
+
+/// The mapped memory of a queue: the header's page, then the data, then the data once more.
+pub(super) struct Ring {
+    base: NonNull<u8>,
+}
+
+impl Ring {
+    const MAPPED_BYTES: usize = HEADER_BYTES + 2 * DATA_BYTES;
+
+    /// An empty queue, and the descriptor with which a worker opens it.
+    pub(super) fn create() -> io::Result<(Ring, OwnedFd)> {
+        let fd = create_sealed("outboard-ring", HEADER_BYTES + DATA_BYTES)?;
+        let ring = Ring::open(&fd)?;
+        ring.header().wake_at.0.store(DISARMED, Ordering::Relaxed);
+        Ok((ring, fd))
+    }
+
+    /// Maps a queue that [`Ring::create`] made.
+    pub(super) fn open(fd: &OwnedFd) -> io::Result<Ring> {
+        let bytes = Self::MAPPED_BYTES;
+        let (none, flags) = (ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: the kernel chooses a free address range.
+        let base = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, none, flags) }?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let ring = Ring { base };
+        ring.place(fd, 0, HEADER_BYTES + DATA_BYTES, 0)?;
+        ring.place(fd, HEADER_BYTES + DATA_BYTES, DATA_BYTES, to_u64(HEADER_BYTES))?;
+        Ok(ring)
+    }
+
+    fn place(&self, fd: &OwnedFd, at: usize, bytes: usize, offset: u64) -> io::Result<()> {
+        assert!(at + bytes <= Self::MAPPED_BYTES);
+        // SAFETY: inside the reserved range, checked above.
+        let at = unsafe { self.base.add(at) };
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: replaces only pages of our own reservation, to which nothing points yet.
+        unsafe { rustix::mm::mmap(at.as_ptr().cast(), bytes, access, flags, fd, offset) }?;
+        Ok(())
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: the first page is mapped as long as `self`, and holds only atomics, for which
+        // every bit pattern is a value and changes from elsewhere are allowed.
+        unsafe { self.base.cast::<Header>().as_ref() }
+    }
+
+    /// The address of `words` words at a position.
+    fn data(&self, position: u64, words: usize) -> NonNull<u64> {
+        let place = to_usize(position) % DATA_BYTES;
+        assert!(place.is_multiple_of(WORD_BYTES) && words <= DATA_BYTES / WORD_BYTES);
+        // SAFETY: the place lies in the first mapping of the data, and at most the length of the
+        // data after it is mapped too.
+        unsafe { self.base.add(HEADER_BYTES + place) }.cast()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: the whole reservation, made by `open`; borrows of it ended with `self`.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), Self::MAPPED_BYTES) };
+        debug_assert!(unmapped.is_ok(), "a mapping can be unmapped");
+    }
+}
+
+/// The worker has written something that it never writes by itself.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker's queue holds impossible values")]
+pub(super) struct Nonsense;
+
+/// The server's end.
+pub(super) struct Producer {
+    ring: Ring,
+    tail: u64,
+    /// What is known of the worker, from the last look.
+    head: u64,
+    completed: u64,
+    progress: u64,
+    submitted: u64,
+    /// Units of work in all packets: what `progress` can reach.
+    units: u64,
+    /// Some packets' numbers and ends, by which to tell what to wait for when the queue is full.
+    marks: VecDeque<(u64, u64)>,
+}
+
+impl Producer {
+    const MARK_BYTES: u64 = DeviceLimits::RING_BYTES as u64 / 16;
+
+    pub(super) fn new(ring: Ring) -> Producer {
+        let marks = VecDeque::new();
+        let (tail, head, completed, progress, submitted, units) = (0, 0, 0, 0, 0, 0);
+        Producer { ring, tail, head, completed, progress, submitted, units, marks }
+    }
+
+    /// Bytes free, as of the last look.
+    pub(super) fn free_bytes(&self) -> usize {
+        DATA_BYTES - to_usize(self.tail - self.head)
+    }
+
+    /// Whether `bytes` are free, after a look if need be.
+    pub(super) fn ensure(&mut self, bytes: usize) -> bool {
+        self.free_bytes() >= bytes || self.look().is_ok() && self.free_bytes() >= bytes
+    }
+
+    pub(super) fn submitted(&self) -> u64 {
+        self.submitted
+    }
+
+    pub(super) fn completed(&self) -> u64 {
+        self.completed
+    }
+
+    pub(super) fn progress(&self) -> u64 {
+        self.progress
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.ring.header().waiting.load(Ordering::Relaxed) != 0
+    }
+
+    /// Reads how far the worker has come.
+    pub(super) fn look(&mut self) -> Result<(), Nonsense> {
+        let header = self.ring.header();
+        let completed = header.completed.load(Ordering::Acquire);
+        let head = header.head.0.load(Ordering::Acquire);
+        let progress = header.progress.load(Ordering::Relaxed);
+        let possible = (self.completed..=self.submitted).contains(&completed)
+            && (self.head..=self.tail).contains(&head)
+            && (self.progress..=self.units).contains(&progress);
+        if !possible {
+            return Err(Nonsense);
+        }
+        (self.completed, self.head, self.progress) = (completed, head, progress);
+        while self.marks.front().is_some_and(|(packet, _)| *packet <= completed) {
+            self.marks.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Appends a packet that consists of `units` units of work, if there is room. The worker sees
+    /// it after [`Self::publish`].
+    pub(super) fn push(&mut self, words: &[u64], units: u64) -> Option<u64> {
+        let bytes = size_of_val(words);
+        if !self.ensure(bytes) {
+            return None;
+        }
+        let to = self.ring.data(self.tail, words.len());
+        // SAFETY: `to` has room for as many words; the worker does not read here before the tail
+        // has passed.
+        unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), to.as_ptr(), words.len()) };
+        self.tail += to_u64(bytes);
+        self.submitted += 1;
+        self.units += units;
+        if self.tail - self.marks.back().map_or(self.head, |mark| mark.1) >= Self::MARK_BYTES {
+            self.marks.push_back((self.submitted, self.tail));
+        }
+        Some(self.submitted)
+    }
+
+    /// Lets the worker see what was pushed, and wakes it if it sleeps.
+    pub(super) fn publish(&self) {
+        let header = self.ring.header();
+        header.tail.0.store(self.tail, Ordering::Release);
+        // Against `Ring::sleep`: either the flag is seen here, or the new tail there.
+        fence(Ordering::SeqCst);
+        let sleeping = &header.sleeping.0;
+        if sleeping.load(Ordering::Relaxed) != 0 && sleeping.swap(0, Ordering::Relaxed) != 0 {
+            // Waking cannot fail on a mapped word, and there is nobody to tell.
+            let _ = futex::wake(sleeping, futex::Flags::empty(), 1);
+        }
+    }
+
+    /// The packet after which at least `bytes` are free, unless they are free already.
+    pub(super) fn room(&self, bytes: usize) -> Option<u64> {
+        if self.free_bytes() >= bytes {
+            return None;
+        }
+        let head = self.tail - to_u64(DATA_BYTES - bytes);
+        let mark = self.marks.iter().find(|(_, end)| *end >= head);
+        Some(mark.map_or(self.submitted, |mark| mark.0))
+    }
+
+    /// Has the worker ring once `packet` is done.
+    pub(super) fn arm(&self, packet: u64) {
+        self.ring.header().wake_at.0.store(packet, Ordering::Relaxed);
+        // Against `Ring::finish`: either the worker sees this, or the caller's next look sees the
+        // packet done.
+        fence(Ordering::SeqCst);
+    }
+
+    pub(super) fn timer(&self, timer: u32) -> Duration {
+        let timers = &self.ring.header().timers.0;
+        let timer = usize::try_from(timer).ok().and_then(|timer| timers.get(timer));
+        timer.map_or(Duration::ZERO, |ns| Duration::from_nanos(ns.load(Ordering::Relaxed)))
+    }
+}
+
+/// How far a worker has come in its queue.
+#[derive(Default)]
+pub(super) struct Place {
+    head: u64,
+    completed: u64,
+}
+
+impl Ring {
+    /// The next packet's words, if there is one. The worker's own memory could say anything, so
+    /// the length is checked against what the server has published.
+    pub(super) fn next(&self, place: &Place) -> Option<&[u64]> {
+        let tail = self.header().tail.0.load(Ordering::Acquire);
+        let published = to_usize(tail - place.head) / WORD_BYTES;
+        if published == 0 {
+            return None;
+        }
+        // SAFETY: at least one word has been published at this position.
+        let first = unsafe { self.data(place.head, 1).read() };
+        let len = packet::head(first).1.clamp(1, published);
+        let words = self.data(place.head, len);
+        // SAFETY: published, so initialised, and the server leaves these words alone until `finish`
+        // has passed them, which needs `place` mutably.
+        Some(unsafe { std::slice::from_raw_parts(words.as_ptr(), len) })
+    }
+
+    /// Marks the packet at `place` as done. True where the server asked for the doorbell.
+    #[must_use]
+    pub(super) fn finish(&self, place: &mut Place, words: usize) -> bool {
+        let header = self.header();
+        place.head += to_u64(words * WORD_BYTES);
+        place.completed += 1;
+        header.head.0.store(place.head, Ordering::Release);
+        header.completed.store(place.completed, Ordering::Release);
+        fence(Ordering::SeqCst);
+        let wake_at = header.wake_at.0.load(Ordering::Relaxed);
+        let (order, failed) = (Ordering::Relaxed, Ordering::Relaxed);
+        wake_at <= place.completed
+            && header.wake_at.0.compare_exchange(wake_at, DISARMED, order, failed).is_ok()
+    }
+
+    /// Returns when there may be packets past `place`: spins for a while, then sleeps.
+    pub(super) fn sleep(&self, place: &Place, spin: Duration) {
+        let header = self.header();
+        let is_empty = || header.tail.0.load(Ordering::Acquire) == place.head;
+        let start = Instant::now();
+        while is_empty() && start.elapsed() < spin {
+            (0..32).for_each(|_| std::hint::spin_loop());
+        }
+        let sleeping = &header.sleeping.0;
+        while is_empty() {
+            sleeping.store(1, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if is_empty() {
+                // An error is a wake-up in the meantime or an interruption.
+                let _ = futex::wait(sleeping, futex::Flags::empty(), 1, None);
+            }
+        }
+        sleeping.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts one more unit of work as begun.
+    pub(super) fn begin(&self) {
+        let progress = &self.header().progress;
+        progress.store(progress.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_waiting(&self, waiting: bool) {
+        self.header().waiting.store(u32::from(waiting), Ordering::Relaxed);
+    }
+
+    pub(super) fn set_timer(&self, timer: u32, ran: Duration) {
+        let nanoseconds = u64::try_from(ran.as_nanos()).unwrap_or(u64::MAX);
+        let timers = &self.header().timers.0;
+        if let Some(timer) = usize::try_from(timer).ok().and_then(|timer| timers.get(timer)) {
+            timer.store(nanoseconds, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Producer, Ring, Place) {
+        let (ring, fd) = Ring::create().unwrap();
+        (Producer::new(ring), Ring::open(&fd).unwrap(), Place::default())
+    }
+
+    /// A packet of `words` words that says `n`.
+    fn packet(words: usize, n: u64) -> Vec<u64> {
+        let mut packet = vec![n; words];
+        packet[0] = to_u64(words) << 32 | 1;
+        packet
+    }
+
+    #[test]
+    fn packets_at_every_offset_arrive_whole_and_in_order() {
+        let (mut producer, ring, mut place) = pair();
+        let words = DATA_BYTES / WORD_BYTES;
+        // Odd lengths meet the end of the data at each of their words.
+        for (n, len) in (0..words * 9 / 1000).zip([997, 1001, 1003].into_iter().cycle()) {
+            let sent = packet(len, to_u64(n));
+            producer.push(&sent, 0).unwrap();
+            producer.publish();
+            assert_eq!(ring.next(&place), Some(sent.as_slice()));
+            assert!(!ring.finish(&mut place, len));
+        }
+        assert!(place.head > to_u64(8 * DATA_BYTES));
+        assert!(ring.next(&place).is_none());
+        producer.look().unwrap();
+        assert_eq!(producer.completed(), producer.submitted());
+    }
+
+    #[test]
+    fn packet_that_crosses_the_end_at_any_word_arrives_whole() {
+        let words = DATA_BYTES / WORD_BYTES;
+        for before in words - 16..=words {
+            let (mut producer, ring, mut place) = pair();
+            producer.push(&packet(before, 1), 0).unwrap();
+            producer.publish();
+            assert!(!ring.finish(&mut place, before));
+            producer.look().unwrap();
+            producer.push(&packet(16, 2), 0).unwrap();
+            producer.publish();
+            assert_eq!(ring.next(&place), Some(packet(16, 2).as_slice()));
+        }
+    }
+
+    #[test]
+    fn full_ring_refuses_and_names_a_packet_to_wait_for() {
+        let (mut producer, ring, mut place) = pair();
+        let sent = packet(128, 0);
+        while producer.push(&sent, 0).is_some() {}
+        producer.publish();
+        assert_eq!(producer.submitted(), 1024);
+        let half = producer.room(DATA_BYTES / 2).unwrap();
+        assert!((512..=576).contains(&half), "{half}");
+        for _ in 0..half {
+            assert!(!ring.finish(&mut place, 128));
+        }
+        producer.look().unwrap();
+        assert_eq!(producer.room(DATA_BYTES / 2), None);
+        assert!(producer.push(&sent, 0).is_some());
+    }
+
+    #[test]
+    fn armed_packet_rings_once() {
+        let (mut producer, ring, mut place) = pair();
+        (0..3).for_each(|n| assert!(producer.push(&packet(1, n), 0).is_some()));
+        producer.publish();
+        producer.arm(2);
+        assert!(!ring.finish(&mut place, 1));
+        assert!(ring.finish(&mut place, 1));
+        assert!(!ring.finish(&mut place, 1));
+    }
+
+    #[test]
+    fn impossible_values_are_noticed() {
+        let break_it: [fn(&Header); 5] = [
+            |header| header.completed.store(2, Ordering::Relaxed),
+            |header| header.completed.store(0, Ordering::Relaxed),
+            |header| header.head.0.store(16, Ordering::Relaxed),
+            |header| header.head.0.store(0, Ordering::Relaxed),
+            |header| header.progress.store(2, Ordering::Relaxed),
+        ];
+        for (n, break_it) in break_it.into_iter().enumerate() {
+            let (mut producer, ring, mut place) = pair();
+            producer.push(&packet(1, 0), 1).unwrap();
+            ring.begin();
+            assert!(!ring.finish(&mut place, 1));
+            producer.look().unwrap();
+            break_it(ring.header());
+            assert!(producer.look().is_err(), "value {n}");
+        }
+    }
+
+    #[test]
+    fn sleeping_worker_wakes_for_each_packet() {
+        let (ring, fd) = Ring::create().unwrap();
+        let mut producer = Producer::new(ring);
+        let worker = std::thread::spawn(move || {
+            let ring = Ring::open(&fd).unwrap();
+            let mut place = Place::default();
+            while place.completed < 10_000 {
+                while ring.next(&place).is_some() {
+                    assert!(!ring.finish(&mut place, 1));
+                }
+                if place.completed < 10_000 {
+                    ring.sleep(&place, Duration::ZERO);
+                }
+            }
+        });
+        for n in 0..10_000 {
+            while producer.push(&packet(1, 0), 0).is_none() {}
+            producer.publish();
+            if n % 100 == 0 {
+                while producer.completed() < producer.submitted() {
+                    producer.look().unwrap();
+                }
+            }
+        }
+        worker.join().unwrap();
+    }
+}
