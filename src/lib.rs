@@ -8,11 +8,13 @@
 //! 4. [`http`]: one HTTP/1.1 connection as a value. No IO, no clock.
 //! 5. [`compile`]: source text to binaries, in sandboxed children.
 //! 6. [`device`]: what the engine asks of an accelerator, and the accelerators.
+//! 7. [`engine`]: what a command means; owns all session state.
 
 pub mod blob;
 pub mod compile;
 pub mod config;
 pub mod cores;
 pub mod device;
+pub mod engine;
 pub mod http;
 pub mod wire;

@@ -1,0 +1,285 @@
+//! A batch under way: what it brought, how far it is, what it came to.
+//!
+//! Absent: the meaning of commands (`mod.rs` and the files beside it).
+
+use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::program::ProgramKey;
+use super::session::{Home, Owner, SessionId};
+use super::{Cause, WaitFor};
+use crate::blob::Digest;
+use crate::compile;
+use crate::config::WireLimits;
+use crate::device::{Fence, HostBytes, Program, Region, shared};
+use crate::wire::command::{Command, EventNumber, Request};
+use crate::wire::{WireError, parse_batch, reply};
+
+/// The bytes of one blob.
+#[derive(Clone, Debug)]
+pub enum Blob {
+    /// A small one, in memory of the server alone.
+    Private(Rc<[u8]>),
+    /// A large one, where a device can take it from.
+    Staged(Rc<shared::Range>),
+}
+
+impl Blob {
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Blob::Private(bytes) => bytes.len() as u64,
+            Blob::Staged(range) => range.bytes(),
+        }
+    }
+
+    /// A copy that no device can change.
+    #[must_use]
+    pub fn to_private(&self) -> Rc<[u8]> {
+        match self {
+            Blob::Private(bytes) => Rc::clone(bytes),
+            Blob::Staged(range) => range.slice().into(),
+        }
+    }
+}
+
+/// The data blobs of a batch, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Blobs(HashMap<Digest, Blob>);
+
+impl Blobs {
+    /// Adds a blob; false if the name is taken.
+    pub fn insert(&mut self, digest: Digest, blob: Blob) -> bool {
+        self.0.insert(digest, blob).is_none()
+    }
+
+    pub(super) fn find(&self, digest: &Digest) -> Result<&Blob, Cause> {
+        self.0.get(digest).ok_or_else(|| Cause::BlobMissing { digest: digest.to_string() })
+    }
+}
+
+/// The bytes of a blob, and its name.
+pub type NamedBytes = (Digest, Rc<[u8]>);
+
+/// What a command gives back to the client.
+#[derive(Debug, Default)]
+pub enum Output {
+    #[default]
+    Empty,
+    /// Bytes of a region, which is kept until they are sent.
+    Bytes {
+        bytes: HostBytes,
+        region: Rc<Region>,
+    },
+    /// Bytes that came from another shard.
+    Owned(Vec<u8>),
+    Text(String),
+}
+
+impl Output {
+    /// The bytes that the client gets.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Output::Empty => &[],
+            Output::Bytes { bytes, .. } => bytes.slice(),
+            Output::Owned(bytes) => bytes,
+            Output::Text(text) => text.as_bytes(),
+        }
+    }
+}
+
+/// What a batch came to.
+#[derive(Debug)]
+pub enum Reply {
+    /// The output of the last command that has one.
+    Ok(Output),
+    /// The text of a `RemoteException`.
+    Failed(String),
+}
+
+/// How far [`super::Engine::advance`] got.
+#[derive(Debug)]
+pub enum Progress {
+    Done(Reply),
+    /// The next command is another shard's to do; see [`Batch::forward`].
+    Forward(Home),
+    /// The slice of time is used up; let others run, then come back.
+    Pause,
+    Wait(WaitFor),
+}
+
+/// How a command that has begun goes on.
+#[derive(Debug)]
+pub(super) enum Pending {
+    Bytes { session: SessionId, fence: Fence, output: Output },
+    Compile { session: SessionId, key: ProgramKey, ticket: compile::Ticket },
+    Elapsed { fences: Vec<(SessionId, Fence)> },
+    Event { session: SessionId, event: EventNumber, until: Instant },
+    Load { session: SessionId, key: ProgramKey, program: Program, fence: Fence },
+}
+
+/// What becomes of a command's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UseOfOutput {
+    /// A later command's output takes its place.
+    Dropped,
+    /// It is sent after later commands have run, which may change the memory it is in.
+    SentAfterOthers,
+    /// It is sent at once: this is the last command.
+    SentNext,
+}
+
+/// A parsed batch and its state.
+#[derive(Debug)]
+pub struct Batch<'t> {
+    pub(super) requests: Vec<Request<'t>>,
+    pub(super) blobs: Blobs,
+    pub(super) owner: Owner,
+    pub(super) next: usize,
+    pub(super) pending: Option<Pending>,
+    /// Compilations begun ahead of their commands, by device index and source.
+    pub(super) compiling: HashMap<(u64, Digest), compile::Ticket>,
+    /// Where to look for the next program to compile ahead.
+    pub(super) compiling_next: usize,
+    /// The last command that has an output.
+    last_output: OnceCell<Option<usize>>,
+    output: Output,
+    failure: Option<Failure>,
+    failures_more: usize,
+}
+
+#[derive(Debug)]
+struct Failure {
+    index: usize,
+    command: &'static str,
+    cause: Cause,
+}
+
+impl<'t> Batch<'t> {
+    /// Parses the command text of a batch.
+    ///
+    /// # Errors
+    ///
+    /// Where the text is not a list of commands. Nothing has run then.
+    pub fn parse(
+        text: &'t [u8],
+        blobs: Blobs,
+        owner: Owner,
+        limits: &WireLimits,
+    ) -> Result<Batch<'t>, WireError> {
+        Ok(Batch {
+            requests: parse_batch(text, limits)?,
+            blobs,
+            owner,
+            next: 0,
+            pending: None,
+            compiling: HashMap::new(),
+            compiling_next: 0,
+            last_output: OnceCell::new(),
+            output: Output::Empty,
+            failure: None,
+            failures_more: 0,
+        })
+    }
+
+    /// The command that [`Progress::Forward`] spoke of, as text, and the blob that it names.
+    #[must_use]
+    pub fn forward(&self) -> (String, Option<NamedBytes>) {
+        let Some(request) = self.requests.get(self.next) else { return (String::new(), None) };
+        let digest = match &request.command {
+            Command::CopyIn(c) => Some(c.source),
+            Command::ProgramAlloc(c) => Some(c.source),
+            _ => None,
+        };
+        let blob = digest.and_then(|d| Some((d, self.blobs.find(&d).ok()?.to_private())));
+        (format!("[{request}]"), blob)
+    }
+
+    /// What the other shard made of the forwarded command.
+    pub fn forwarded(&mut self, outcome: Result<Vec<u8>, String>) {
+        match outcome {
+            Ok(bytes) if bytes.is_empty() => self.succeed(Output::Empty),
+            Ok(bytes) => self.succeed(Output::Owned(bytes)),
+            Err(cause) => self.fail(Cause::Elsewhere { cause }),
+        }
+    }
+
+    /// What a forwarded command came to, in the form that crosses shards. In place of the
+    /// [`Reply`], which has no output left then.
+    pub fn outcome(&self, reply: &Reply) -> Result<Vec<u8>, String> {
+        match (&self.failure, reply) {
+            (Some(failure), _) => Err(failure.cause.to_string()),
+            (None, Reply::Ok(output)) => Ok(output.as_bytes().to_vec()),
+            (None, Reply::Failed(text)) => Err(text.clone()),
+        }
+    }
+
+    pub(super) fn use_of_output(&self) -> UseOfOutput {
+        let last = *self
+            .last_output
+            .get_or_init(|| self.requests.iter().rposition(|r| has_output(&r.command)));
+        if last.is_some_and(|last| last > self.next) {
+            UseOfOutput::Dropped
+        } else if self.next + 1 < self.requests.len() {
+            UseOfOutput::SentAfterOthers
+        } else {
+            UseOfOutput::SentNext
+        }
+    }
+
+    pub(super) fn succeed(&mut self, output: Output) {
+        self.forget_compilation();
+        if !matches!(output, Output::Empty) {
+            self.output = output;
+        }
+        self.next += 1;
+    }
+
+    pub(super) fn fail(&mut self, cause: Cause) {
+        let command = self.requests.get(self.next).map_or("", |r| r.command.name());
+        match self.failure {
+            Some(_) => self.failures_more += 1,
+            None => self.failure = Some(Failure { index: self.next, command, cause }),
+        }
+        self.forget_compilation();
+        self.next += 1;
+    }
+
+    /// Makes room for the next compilation ahead, once a program's own is used.
+    fn forget_compilation(&mut self) {
+        if let Some(Request { session, command: Command::ProgramAlloc(c), .. }) =
+            self.requests.get(self.next)
+        {
+            self.compiling.remove(&(session.idx, c.source));
+        }
+    }
+
+    pub(super) fn finish(&mut self) -> Reply {
+        let Some(Failure { index, command, cause }) = &self.failure else {
+            return Reply::Ok(std::mem::take(&mut self.output));
+        };
+        let more = match self.failures_more {
+            0 => String::new(),
+            1 => " (and 1 later command failed)".to_owned(),
+            more => format!(" (and {more} later commands failed)"),
+        };
+        let message = format!("command {index} ({command}): {cause}{more}");
+        Reply::Failed(reply::RemoteException { message: &message }.to_string())
+    }
+}
+
+fn has_output(command: &Command<'_>) -> bool {
+    match command {
+        Command::BufferIovas(_)
+        | Command::CopyOut(_)
+        | Command::GetProperties
+        | Command::IbConnect(_) => true,
+        Command::GraphExec(c) => c.wait,
+        Command::ProgramExec(c) => c.wait,
+        _ => false,
+    }
+}

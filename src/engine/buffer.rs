@@ -1,0 +1,160 @@
+//! Buffers: memory, views of it, and copies between it and the client.
+
+use std::rc::Rc;
+
+use super::batch::{Blob, Output, Pending, UseOfOutput};
+use super::session::{SessionId, Thing};
+use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
+use crate::device::{Region, Source, Span};
+use crate::wire::command::{self, BufferNumber};
+
+/// A buffer: all of a region, or a view of a part.
+#[derive(Clone, Debug)]
+pub(super) struct Buffer {
+    pub(super) region: Rc<Region>,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+impl Buffer {
+    pub(super) fn span(&self) -> Span<'_> {
+        Span::new(&self.region, self.offset, self.bytes).expect("views are checked when made")
+    }
+}
+
+impl Engine {
+    pub(super) fn buffer_alloc(
+        &mut self,
+        at: SessionId,
+        c: &command::BufferAlloc,
+    ) -> Result<Step, Stop> {
+        if c.options.external_ptr.is_some() {
+            return Err(Cause::ExternalPointer.into());
+        }
+        if c.options.image.is_some() {
+            return Err(Cause::Image { name: self.platform.name() }.into());
+        }
+        if c.size == 0 {
+            return Err(Cause::SizeZero.into());
+        }
+        self.check_new_buffer(at, c.buffer)?;
+        let session = self.device(at)?;
+        let region = session.open_device()?.alloc(c.size)?;
+        let buffer = Buffer { region: Rc::new(region), offset: 0, bytes: c.size };
+        session.forget_missing(&Thing::Buffer(c.buffer));
+        session.buffers.insert(c.buffer, buffer);
+        DONE
+    }
+
+    pub(super) fn buffer_offset(
+        &mut self,
+        at: SessionId,
+        c: &command::BufferOffset,
+    ) -> Result<Step, Stop> {
+        if c.size == 0 {
+            return Err(Cause::SizeZero.into());
+        }
+        self.check_new_buffer(at, c.buffer)?;
+        let session = self.get_mut(at)?;
+        let base = session.buffer(c.base)?;
+        if c.offset.checked_add(c.size).is_none_or(|end| end > base.bytes) {
+            return Err(Cause::ViewOutside {
+                base: c.base.0,
+                base_bytes: base.bytes,
+                offset: c.offset,
+                bytes: c.size,
+            }
+            .into());
+        }
+        let view = Buffer {
+            region: Rc::clone(&base.region),
+            offset: base.offset + c.offset,
+            bytes: c.size,
+        };
+        session.forget_missing(&Thing::Buffer(c.buffer));
+        session.buffers.insert(c.buffer, view);
+        DONE
+    }
+
+    pub(super) fn buffer_free(
+        &mut self,
+        at: SessionId,
+        number: BufferNumber,
+    ) -> Result<Step, Stop> {
+        let session = self.get_mut(at)?;
+        let known = session.buffers.remove(&number).is_some()
+            || session.forget_missing(&Thing::Buffer(number));
+        if known { DONE } else { Err(Cause::BufferUnknown { buffer: number.0 }.into()) }
+    }
+
+    pub(super) fn copy_in(
+        &mut self,
+        at: SessionId,
+        number: BufferNumber,
+        blob: &Blob,
+    ) -> Result<Step, Stop> {
+        let session = self.device(at)?;
+        let buffer = session.buffer(number)?.clone();
+        if blob.bytes() != buffer.bytes {
+            return Err(Cause::Length {
+                what: "the blob".to_owned(),
+                left: blob.bytes(),
+                other: format!("buffer {}", number.0),
+                right: buffer.bytes,
+            }
+            .into());
+        }
+        let device = session.open_device()?;
+        match blob {
+            Blob::Private(bytes) => {
+                device.copy_in(buffer.span(), Source::Bytes(bytes))?;
+            }
+            Blob::Staged(range) => {
+                let fence = device.copy_in(buffer.span(), Source::Staged(range))?;
+                session.keep_staged(fence, Rc::clone(range));
+            }
+        }
+        DONE
+    }
+
+    /// Bytes are sent straight from where the device has them. Where later commands of the batch
+    /// may change them first, they are taken from a copy that the device makes.
+    pub(super) fn copy_out(
+        &mut self,
+        at: SessionId,
+        number: BufferNumber,
+        use_of_output: UseOfOutput,
+    ) -> Result<Step, Stop> {
+        let session = self.device(at)?;
+        let mut buffer = session.buffer(number)?.clone();
+        if use_of_output == UseOfOutput::Dropped {
+            return DONE;
+        }
+        let device = session.open_device()?;
+        if use_of_output == UseOfOutput::SentAfterOthers {
+            let copy = Rc::new(device.alloc(buffer.bytes)?);
+            let copy = Buffer { region: copy, offset: 0, bytes: buffer.bytes };
+            device.copy(copy.span(), buffer.span())?;
+            buffer = copy;
+        }
+        let bytes = device.host_bytes(buffer.span())?;
+        let fence = device.last();
+        let output = Output::Bytes { bytes, region: buffer.region };
+        Ok(Step::Wait(
+            WaitFor::Device { session: at, fence },
+            Pending::Bytes { session: at, fence, output },
+        ))
+    }
+
+    fn check_new_buffer(&self, at: SessionId, number: BufferNumber) -> Result<(), Cause> {
+        let session = self.get(at)?;
+        let limit = self.limits.buffers_per_session_max;
+        if session.buffers.contains_key(&number) {
+            Err(Cause::BufferExists { buffer: number.0 })
+        } else if session.buffers.len() >= limit {
+            Err(Cause::Limit { what: "buffers", limit })
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Events: a flag that one session sets after its work, and another waits for.
+//!
+//! Between devices of this host nobody stops: setting notes a point in the setter's queue, waiting
+//! queues a wait for that point.
+
+use std::time::Instant;
+
+use super::batch::Pending;
+use super::session::SessionId;
+use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
+use crate::device::Point;
+use crate::wire::command::{self, EventNumber, SessionKey};
+
+/// A set event.
+#[derive(Debug)]
+pub(super) enum EventState {
+    /// After this point of another session's queue.
+    After(Point),
+    /// At once, or by work of the same queue.
+    Set,
+}
+
+impl Engine {
+    pub(super) fn event_set(
+        &mut self,
+        at: SessionId,
+        key: &SessionKey<'_>,
+        c: &command::Event<'_>,
+    ) -> Result<Step, Stop> {
+        if c.event_session.host != key.host {
+            return Err(Cause::NoPeers { command: "Event" }.into());
+        }
+        let to = self.other_session(&c.event_session)?;
+        let limit = self.limits.events_per_session_max;
+        if self.get(to)?.events.len() >= limit {
+            return Err(Cause::Limit { what: "events", limit }.into());
+        }
+        let state = if to == at {
+            EventState::Set
+        } else {
+            EventState::After(self.device(at)?.open_device()?.signal()?)
+        };
+        self.get_mut(to)?.events.insert(c.event, state);
+        self.events_set += 1;
+        DONE
+    }
+
+    pub(super) fn event_wait(
+        &mut self,
+        at: SessionId,
+        event: EventNumber,
+        now: Instant,
+    ) -> Result<Step, Stop> {
+        self.event_resume(at, event, now + self.limits.wait_time_max, now)
+    }
+
+    pub(super) fn event_resume(
+        &mut self,
+        at: SessionId,
+        event: EventNumber,
+        until: Instant,
+        now: Instant,
+    ) -> Result<Step, Stop> {
+        let waited = self.limits.wait_time_max;
+        let pending = Pending::Event { session: at, event, until };
+        match self.get_mut(at)?.events.remove(&event) {
+            Some(EventState::Set) => DONE,
+            Some(EventState::After(point)) => {
+                // The point is put back where there is no room in the queue for the wait.
+                match self.device(at) {
+                    Ok(session) => {
+                        session.open_device()?.wait(&point)?;
+                        DONE
+                    }
+                    Err(Stop::Retry(room)) => {
+                        self.get_mut(at)?.events.insert(event, EventState::After(point));
+                        Ok(Step::Wait(room, pending))
+                    }
+                    Err(stop) => Err(stop),
+                }
+            }
+            None if now >= until => Err(Cause::EventTimeout { event: event.0, waited }.into()),
+            None => Ok(Step::Wait(WaitFor::Event { session: at, event, until }, pending)),
+        }
+    }
+
+    pub(super) fn event_is_set(&self, session: SessionId, event: EventNumber) -> bool {
+        self.sessions.by_id(session).is_none_or(|s| s.events.contains_key(&event))
+    }
+}

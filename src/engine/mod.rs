@@ -1,0 +1,303 @@
+//! What a command means.
+//!
+//! Owns: all session state (memory, programs, graphs, events) of the sessions whose home is this
+//! shard, and the rules of a batch: commands run in order, a failing one has no effect, those after
+//! it still run unless they need what failed to come into being.
+//!
+//! Absent: sockets, tasks, wakers, the clock (time is an argument), other shards. Nothing here
+//! blocks: where a command has to wait, [`Engine::advance`] says for what, and the caller comes
+//! back.
+//!
+//! Reading order: this file (the one `match` over commands), `batch` (a batch under way), `session`
+//! (the table of sessions), then a file per kind of resource: `buffer`, `program`, `graph`,
+//! `event`, `transfer`; `cause` has every way to fail.
+#![forbid(unsafe_code)]
+
+mod batch;
+mod buffer;
+mod cause;
+mod event;
+mod graph;
+mod program;
+mod session;
+#[cfg(test)]
+mod tests;
+mod transfer;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reply};
+pub use cause::Cause;
+pub use session::{Claim, Directory, Home, Owner, SessionId};
+
+use crate::compile;
+use crate::config::EngineLimits;
+use crate::device::{DeviceError, Fence, Platform};
+use crate::wire::command::{Command, EventNumber, Request};
+use crate::wire::reply;
+use batch::Pending;
+use session::Sessions;
+
+/// What a batch waits for. The caller of [`Engine::advance`] comes back when [`Engine::is_over`]
+/// says so.
+#[derive(Clone, Debug)]
+pub enum WaitFor {
+    /// A compilation.
+    Compile(compile::Ticket),
+    /// A fence of a session's device.
+    Device { session: SessionId, fence: Fence },
+    /// An event that somebody has to set.
+    Event { session: SessionId, event: EventNumber, until: Instant },
+}
+
+/// Why a command did not finish: it failed, it has to be tried again later, or it is another
+/// shard's to do. None of the three has had an effect.
+enum Stop {
+    Failed(Cause),
+    Forward(Home),
+    Retry(WaitFor),
+}
+
+impl<C: Into<Cause>> From<C> for Stop {
+    fn from(cause: C) -> Stop {
+        Stop::Failed(cause.into())
+    }
+}
+
+/// What a command came to.
+enum Step {
+    Done(Output),
+    /// The command has begun; `Pending` says how it ends.
+    Wait(WaitFor, Pending),
+}
+
+const DONE: Result<Step, Stop> = Ok(Step::Done(Output::Empty));
+
+/// The state of all sessions of one shard.
+pub struct Engine {
+    platform: Box<dyn Platform>,
+    limits: EngineLimits,
+    sessions: Sessions,
+    /// Counts events that were set, so that a caller can tell whether one was.
+    events_set: u64,
+}
+
+impl Engine {
+    /// An engine over the machine's accelerators. `directory` is shared by all shards, `home` is
+    /// this one.
+    #[must_use]
+    pub fn new(
+        platform: Box<dyn Platform>,
+        limits: EngineLimits,
+        directory: Arc<Directory>,
+        home: Home,
+    ) -> Engine {
+        Engine { platform, limits, sessions: Sessions::new(directory, home), events_set: 0 }
+    }
+
+    /// Runs a batch until it is done, has to wait, or has used its slice of time.
+    pub fn advance(&mut self, batch: &mut Batch<'_>, now: Instant) -> Progress {
+        self.prefetch(batch);
+        for _ in 0..self.limits.commands_per_slice {
+            let outcome = match batch.pending.take() {
+                Some(pending) => self.resume(pending, now),
+                None => match batch.requests.get(batch.next) {
+                    None => return Progress::Done(batch.finish()),
+                    Some(request) => self.apply(request, batch, now),
+                },
+            };
+            match outcome {
+                Ok(Step::Done(output)) => batch.succeed(output),
+                Ok(Step::Wait(wait, pending)) => {
+                    batch.pending = Some(pending);
+                    return Progress::Wait(wait);
+                }
+                Err(Stop::Failed(cause)) => {
+                    if let Some(request) = batch.requests.get(batch.next) {
+                        self.remember_missing(request, &cause);
+                    }
+                    batch.fail(cause);
+                }
+                Err(Stop::Forward(home)) => return Progress::Forward(home),
+                Err(Stop::Retry(wait)) => return Progress::Wait(wait),
+            }
+        }
+        Progress::Pause
+    }
+
+    /// One command. Every arm is a line; each does all its checks before it has an effect.
+    fn apply(
+        &mut self,
+        request: &Request<'_>,
+        batch: &Batch<'_>,
+        now: Instant,
+    ) -> Result<Step, Stop> {
+        let at = self.session(&request.session, batch.owner)?;
+        match &request.command {
+            Command::BatchTransfer(_) => self.unsupported_peer("BatchTransfer"),
+            Command::BufferAlloc(c) => self.buffer_alloc(at, c),
+            Command::BufferFree(c) => self.buffer_free(at, c.buffer),
+            Command::BufferIovas(_) => self.unsupported_rdma("BufferIOVAS"),
+            Command::BufferOffset(c) => self.buffer_offset(at, c),
+            Command::CopyIn(c) => self.copy_in(at, c.buffer, batch.blobs.find(&c.source)?),
+            Command::CopyOut(c) => self.copy_out(at, c.buffer, batch.use_of_output()),
+            Command::Event(c) => self.event_set(at, &request.session, c),
+            Command::GetProperties => self.properties(at),
+            Command::GraphAlloc(c) => self.graph_alloc(at, c),
+            Command::GraphExec(c) => self.graph_exec(at, c),
+            Command::GraphFree(c) => self.graph_free(at, c.graph),
+            Command::IbConnect(_) => self.unsupported_rdma("IBConnect"),
+            Command::ProgramAlloc(c) => self.program_alloc(at, c, batch),
+            Command::ProgramExec(c) => self.program_exec(at, c),
+            Command::ProgramFree(c) => self.program_free(at, c),
+            Command::SessionFree => self.session_free(at),
+            Command::Transfer(c) => self.transfer(at, &request.session, c),
+            Command::Wait(c) => self.event_wait(at, c.event, now),
+        }
+    }
+
+    /// Goes on with a command that waited.
+    fn resume(&mut self, pending: Pending, now: Instant) -> Result<Step, Stop> {
+        match pending {
+            Pending::Bytes { session, fence, output } => {
+                self.finished(session, fence)?;
+                Ok(Step::Done(output))
+            }
+            Pending::Compile { session, key, ticket } => {
+                self.program_compiled(session, key, &ticket)
+            }
+            Pending::Elapsed { fences } => self.elapsed(&fences),
+            Pending::Event { session, event, until } => {
+                self.event_resume(session, event, until, now)
+            }
+            Pending::Load { session, key, program, fence } => {
+                self.program_loaded(session, key, program, fence)
+            }
+        }
+    }
+
+    /// Whether a wait has ended, well or badly. A wait for a device that has not ended asks its
+    /// doorbell to ring for it.
+    pub fn is_over(&mut self, wait: &WaitFor, now: Instant) -> bool {
+        match wait {
+            WaitFor::Compile(ticket) => ticket.poll().is_some(),
+            WaitFor::Device { session, fence } => {
+                let Some(session) = self.sessions.by_id_mut(*session) else { return true };
+                session.reached(*fence, now) || {
+                    session.arm(*fence);
+                    session.reached(*fence, now)
+                }
+            }
+            WaitFor::Event { session, event, until } => {
+                now >= *until || self.event_is_set(*session, *event)
+            }
+        }
+    }
+
+    /// Looks after devices that have work or have been lost: frees what they are done with, stops
+    /// what ran for too long. Returns whether any still has work, so that this must be called
+    /// again.
+    pub fn tick(&mut self, now: Instant) -> bool {
+        self.sessions.iter_mut().fold(false, |busy, session| session.poll(now) | busy)
+    }
+
+    /// One session's device, after its doorbell rang.
+    pub fn poll_session(&mut self, session: SessionId, now: Instant) {
+        if let Some(session) = self.sessions.by_id_mut(session) {
+            session.poll(now);
+        }
+    }
+
+    /// Whether a session's device is lost, or the session has ended.
+    pub fn is_lost(&mut self, session: SessionId, now: Instant) -> bool {
+        self.poll_session(session, now);
+        self.sessions.by_id(session).is_none_or(|session| session.lost().is_some())
+    }
+
+    /// Ends all sessions that a connection opened.
+    pub fn release(&mut self, owner: Owner) {
+        self.sessions.end_of_owner(owner);
+    }
+
+    /// Sessions whose devices were opened since the last call: their doorbells need a reader.
+    pub fn take_opened(&mut self) -> Vec<SessionId> {
+        self.sessions.take_opened()
+    }
+
+    /// A descriptor of its own for the doorbell of a session's device, if it has one.
+    pub fn doorbell(&self, session: SessionId) -> Option<std::os::fd::OwnedFd> {
+        self.sessions.by_id(session)?.doorbell()
+    }
+
+    /// How many sessions there are.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// A number that grows whenever an event is set.
+    #[must_use]
+    pub fn events_set(&self) -> u64 {
+        self.events_set
+    }
+
+    fn properties(&self, at: SessionId) -> Result<Step, Stop> {
+        let index = self.sessions.by_id(at).ok_or(Cause::SessionEnded)?.index;
+        let renderer = self.platform.renderer(index);
+        let text = reply::RemoteProperties {
+            real_device: self.platform.name(),
+            renderer: reply::Renderer {
+                module: renderer.module,
+                class: renderer.class,
+                arguments: &renderer.arguments,
+            },
+            offset_supported: true,
+            graph_supported: true,
+            graph_supports_multi: true,
+            ib_gid: None,
+        }
+        .to_string();
+        Ok(Step::Done(Output::Text(text)))
+    }
+
+    fn session_free(&mut self, at: SessionId) -> Result<Step, Stop> {
+        self.sessions.end(at);
+        DONE
+    }
+
+    fn unsupported_peer(&self, command: &'static str) -> Result<Step, Stop> {
+        Err(Cause::NoPeers { command }.into())
+    }
+
+    fn unsupported_rdma(&self, command: &'static str) -> Result<Step, Stop> {
+        Err(Cause::NoRdma { command }.into())
+    }
+
+    /// That the work at `fence` was done, not lost.
+    fn finished(&mut self, session: SessionId, fence: Fence) -> Result<(), Stop> {
+        let session = self.sessions.by_id_mut(session).ok_or(Cause::SessionEnded)?;
+        match session.lost() {
+            Some(lost) if !session.completed(fence) => Err(lost.clone().into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The time that timed work took, as the client reads it: the longest of its parts, in seconds.
+    fn elapsed(&mut self, fences: &[(SessionId, Fence)]) -> Result<Step, Stop> {
+        let mut longest = std::time::Duration::ZERO;
+        for (session, fence) in fences {
+            self.finished(*session, *fence)?;
+            if let Some(session) = self.sessions.by_id_mut(*session) {
+                longest = longest.max(session.elapsed(*fence));
+            }
+        }
+        Ok(Step::Done(Output::Text(reply::Seconds(longest.as_secs_f64()).to_string())))
+    }
+}
+
+impl From<DeviceError> for Cause {
+    fn from(error: DeviceError) -> Cause {
+        Cause::Device(error)
+    }
+}

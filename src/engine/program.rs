@@ -1,0 +1,224 @@
+//! Programs: compiling, loading, running.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::batch::{Batch, Pending};
+use super::session::{SessionId, Thing};
+use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
+use crate::blob::Digest;
+use crate::compile;
+use crate::device::{Fence, Launch, LaunchSize, Program, Span};
+use crate::wire::command::{self, Command};
+
+/// The name of a program: the client's name for it, and its source.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ProgramKey {
+    pub(super) name: Box<str>,
+    pub(super) source: Digest,
+}
+
+/// A loaded program. The client may allocate the same one several times and frees it as often.
+#[derive(Debug)]
+pub(super) struct ProgramEntry {
+    pub(super) program: Rc<Program>,
+    references: u64,
+}
+
+impl Engine {
+    /// Starts the compilations that a batch will need, so that they run side by side; how many are
+    /// under way at once is bounded.
+    pub(super) fn prefetch(&mut self, batch: &mut Batch<'_>) {
+        while let Some(request) = batch.requests.get(batch.compiling_next) {
+            if let Command::ProgramAlloc(c) = &request.command
+                && batch.compiling_next >= batch.next
+                && !batch.compiling.contains_key(&(request.session.idx, c.source))
+                && request.session.idx < self.platform.device_count()
+                && let Ok(blob) = batch.blobs.find(&c.source)
+                && blob.bytes() <= self.limits.source_bytes_max
+            {
+                if batch.compiling.len() >= self.limits.compilations_ahead_max {
+                    return;
+                }
+                let source = Arc::from(&*blob.to_private());
+                let ticket = self.platform.compile(request.session.idx, source);
+                batch.compiling.insert((request.session.idx, c.source), ticket);
+            }
+            batch.compiling_next += 1;
+        }
+    }
+
+    pub(super) fn program_alloc(
+        &mut self,
+        at: SessionId,
+        c: &command::ProgramAlloc<'_>,
+        batch: &Batch<'_>,
+    ) -> Result<Step, Stop> {
+        let key = ProgramKey { name: (*c.name).into(), source: c.source };
+        let blob = batch.blobs.find(&c.source)?;
+        let limit = self.limits.programs_per_session_max;
+        let text_bytes_max = self.limits.source_bytes_max;
+        let session = self.device(at)?;
+        if let Some(entry) = session.programs.get_mut(&key) {
+            entry.references += 1;
+            return DONE;
+        }
+        if session.programs.len() >= limit {
+            return Err(Cause::Limit { what: "programs", limit }.into());
+        }
+        if blob.bytes() > text_bytes_max {
+            let why = "it is longer than this server compiles";
+            return Err(Cause::ProgramText { name: c.name.to_string(), why }.into());
+        }
+        let index = session.index;
+        let ticket = match batch.compiling.get(&(index, c.source)) {
+            Some(ticket) => ticket.clone(),
+            None => self.platform.compile(index, Arc::from(&*blob.to_private())),
+        };
+        Ok(Step::Wait(
+            WaitFor::Compile(ticket.clone()),
+            Pending::Compile { session: at, key, ticket },
+        ))
+    }
+
+    pub(super) fn program_compiled(
+        &mut self,
+        at: SessionId,
+        key: ProgramKey,
+        ticket: &compile::Ticket,
+    ) -> Result<Step, Stop> {
+        let wait = || WaitFor::Compile(ticket.clone());
+        let Some(compiled) = ticket.poll() else {
+            return Ok(Step::Wait(
+                wait(),
+                Pending::Compile { session: at, key, ticket: ticket.clone() },
+            ));
+        };
+        let binary = compiled?;
+        let session = match self.device(at) {
+            Ok(session) => session,
+            Err(Stop::Retry(room)) => {
+                let pending = Pending::Compile { session: at, key, ticket: ticket.clone() };
+                return Ok(Step::Wait(room, pending));
+            }
+            Err(stop) => return Err(stop),
+        };
+        let device = session.open_device()?;
+        let program = device.load(&binary)?;
+        let fence = device.last();
+        Ok(Step::Wait(
+            WaitFor::Device { session: at, fence },
+            Pending::Load { session: at, key, program, fence },
+        ))
+    }
+
+    pub(super) fn program_loaded(
+        &mut self,
+        at: SessionId,
+        key: ProgramKey,
+        program: Program,
+        fence: Fence,
+    ) -> Result<Step, Stop> {
+        self.finished(at, fence)?;
+        let session = self.get_mut(at)?;
+        session.open_device()?.loaded(&program)?;
+        session.forget_missing(&Thing::Program(key.clone()));
+        session.programs.insert(key, ProgramEntry { program: Rc::new(program), references: 1 });
+        DONE
+    }
+
+    pub(super) fn program_free(
+        &mut self,
+        at: SessionId,
+        c: &command::ProgramFree<'_>,
+    ) -> Result<Step, Stop> {
+        let key = ProgramKey { name: (*c.name).into(), source: c.source };
+        let session = self.get_mut(at)?;
+        if let Some(entry) = session.programs.get_mut(&key) {
+            entry.references -= 1;
+            if entry.references == 0 {
+                session.programs.remove(&key);
+            }
+        } else if !session.forget_missing(&Thing::Program(key)) {
+            return Err(unknown(&c.name, c.source).into());
+        }
+        DONE
+    }
+
+    pub(super) fn program_exec(
+        &mut self,
+        at: SessionId,
+        c: &command::ProgramExec<'_>,
+    ) -> Result<Step, Stop> {
+        let values = kernel_values(&c.values)?;
+        let global = c.global.as_ref().map(|s| launch_size("global size", s)).transpose()?;
+        let local = c.local.as_ref().map(|s| launch_size("local size", s)).transpose()?;
+        let session = self.device(at)?;
+        let program = session.program(&c.name, c.source)?;
+        let buffers: SmallVec<[_; 8]> = c
+            .buffers
+            .iter()
+            .map(|number| session.buffer(*number).cloned())
+            .collect::<Result<_, _>>()?;
+        let spans: SmallVec<[Span<'_>; 8]> = buffers.iter().map(|buffer| buffer.span()).collect();
+        let fence = session.open_device()?.launch(&Launch {
+            program: &program,
+            buffers: &spans,
+            values: &values,
+            global,
+            local,
+            timed: c.wait,
+        })?;
+        if !c.wait {
+            return DONE;
+        }
+        Ok(Step::Wait(
+            WaitFor::Device { session: at, fence },
+            Pending::Elapsed { fences: vec![(at, fence)] },
+        ))
+    }
+}
+
+impl super::session::Session {
+    pub(super) fn program(&self, name: &str, source: Digest) -> Result<Rc<Program>, Cause> {
+        let key = ProgramKey { name: name.into(), source };
+        match self.programs.get(&key) {
+            Some(entry) => Ok(Rc::clone(&entry.program)),
+            None => {
+                let what = "the program";
+                Err(self.missing_or(&Thing::Program(key), what, || unknown(name, source)))
+            }
+        }
+    }
+}
+
+fn unknown(name: &str, source: Digest) -> Cause {
+    Cause::ProgramUnknown { name: name.to_owned(), digest: source.to_string() }
+}
+
+fn kernel_values(values: &[i64]) -> Result<SmallVec<[i32; 8]>, Cause> {
+    values.iter().map(|value| kernel_value(*value)).collect()
+}
+
+/// An integer as kernels take it.
+pub(super) fn kernel_value(value: i64) -> Result<i32, Cause> {
+    i32::try_from(value).map_err(|_| Cause::ValueRange { value })
+}
+
+fn launch_size(what: &'static str, sizes: &command::LaunchSize<i64>) -> Result<LaunchSize, Cause> {
+    let mut launch = [1; 3];
+    for (to, value) in launch.iter_mut().zip(sizes.as_slice()) {
+        *to = dimension(what, *value)?;
+    }
+    Ok(launch)
+}
+
+/// One dimension of a launch size.
+pub(super) fn dimension(what: &'static str, value: i64) -> Result<i32, Cause> {
+    match i32::try_from(value) {
+        Ok(size) if size > 0 => Ok(size),
+        _ => Err(Cause::LaunchSize { what, value }),
+    }
+}

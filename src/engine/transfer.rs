@@ -1,0 +1,43 @@
+//! Copies between two sessions' buffers.
+
+use super::session::SessionId;
+use super::{Cause, DONE, Engine, Step, Stop};
+use crate::wire::command::{self, SessionKey};
+
+impl Engine {
+    /// The copy runs in the destination's queue. The source's queue does not go on to later work,
+    /// which may overwrite the source, until the copy is done.
+    pub(super) fn transfer(
+        &mut self,
+        at: SessionId,
+        key: &SessionKey<'_>,
+        c: &command::Transfer<'_>,
+    ) -> Result<Step, Stop> {
+        if c.destination_session.host != key.host {
+            return Err(Cause::NoPeers { command: "Transfer" }.into());
+        }
+        let to_id = self.other_session(&c.destination_session)?;
+        let from = self.device(at)?.buffer(c.source)?.clone();
+        let to = self.device(to_id)?.buffer(c.destination)?.clone();
+        if from.bytes != to.bytes {
+            return Err(Cause::Length {
+                what: format!("source buffer {}", c.source.0),
+                left: from.bytes,
+                other: format!("destination buffer {}", c.destination.0),
+                right: to.bytes,
+            }
+            .into());
+        }
+        if to_id == at {
+            self.get_mut(at)?.open_device()?.copy(to.span(), from.span())?;
+            return DONE;
+        }
+        let written = self.get_mut(at)?.open_device()?.signal()?;
+        let device = self.get_mut(to_id)?.open_device()?;
+        device.wait(&written)?;
+        device.copy(to.span(), from.span())?;
+        let read = device.signal()?;
+        self.get_mut(at)?.open_device()?.wait(&read)?;
+        DONE
+    }
+}
