@@ -9,12 +9,16 @@
 //! 5. [`compile`]: source text to binaries, in sandboxed children.
 //! 6. [`device`]: what the engine asks of an accelerator, and the accelerators.
 //! 7. [`engine`]: what a command means; owns all session state.
+//! 8. [`shard`]: sockets, timers and tasks; the only place that knows glommio.
+//! 9. [`check`]: what this machine offers and lacks.
 
 pub mod blob;
+pub mod check;
 pub mod compile;
 pub mod config;
 pub mod cores;
 pub mod device;
 pub mod engine;
 pub mod http;
+pub mod shard;
 pub mod wire;

@@ -1,0 +1,184 @@
+//! `outboard check`: what this machine offers and lacks, each line with its remedy.
+//!
+//! Absent: anything that changes the machine. The lines are independent; only those marked `need`
+//! decide the exit code.
+
+use std::fmt;
+use std::path::Path;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::compile::{SandboxStatus, Toolchain};
+use crate::config::CompileConfig;
+use crate::shard;
+
+/// Locked memory that glommio's buffers want beside the rings' 512 KiB.
+const MEMLOCK_BYTES: u64 = 8 << 20;
+
+/// How a line came out.
+enum Verdict {
+    /// It is there.
+    Ok,
+    /// It would be nice to have.
+    Lacks { remedy: String },
+    /// The main job cannot run without it.
+    Needs { remedy: String },
+}
+
+struct Line {
+    subject: &'static str,
+    verdict: Verdict,
+    found: String,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (word, remedy) = match &self.verdict {
+            Verdict::Ok => ("ok", None),
+            Verdict::Lacks { remedy } => ("lacks", Some(remedy)),
+            Verdict::Needs { remedy } => ("NEEDS", Some(remedy)),
+        };
+        write!(f, "{word:<6} {:<10} {}", self.subject, self.found)?;
+        remedy.map_or(Ok(()), |remedy| write!(f, " -> {remedy}"))
+    }
+}
+
+/// Prints the lines; whether kernels of CPU devices can be served.
+#[must_use]
+pub fn run() -> bool {
+    let mut lines = vec![io_uring(), memlock(), descriptors()];
+    lines.extend(compilers());
+    lines.extend(sandbox());
+    lines.extend([cuda(), hip(), rdma()]);
+    lines.iter().for_each(|line| println!("{line}"));
+    !lines.iter().any(|line| matches!(line.verdict, Verdict::Needs { .. }))
+}
+
+fn io_uring() -> Line {
+    let subject = "io_uring";
+    match shard::probe() {
+        Ok(()) => Line { subject, verdict: Verdict::Ok, found: "an executor starts".to_owned() },
+        Err(shard::StartError::Executor { why, remedy, .. }) => {
+            Line { subject, verdict: Verdict::Needs { remedy }, found: why }
+        }
+        Err(error) => {
+            let remedy = "see the message".to_owned();
+            Line { subject, verdict: Verdict::Needs { remedy }, found: error.to_string() }
+        }
+    }
+}
+
+fn memlock() -> Line {
+    let (subject, limit) = ("memlock", getrlimit(Resource::Memlock).current);
+    let found = limit.map_or("unlimited".to_owned(), |bytes| format!("{} KiB", bytes >> 10));
+    let verdict = match limit {
+        Some(bytes) if bytes < MEMLOCK_BYTES => Verdict::Lacks {
+            remedy: "ulimit -l unlimited, or LimitMEMLOCK=infinity in the systemd unit".to_owned(),
+        },
+        _ => Verdict::Ok,
+    };
+    Line { subject, verdict, found }
+}
+
+fn descriptors() -> Line {
+    let (subject, limit) = ("files", getrlimit(Resource::Nofile).maximum);
+    let found = limit.map_or("unlimited".to_owned(), |count| format!("{count} descriptors"));
+    let verdict = match limit {
+        Some(count) if count < 65_536 => Verdict::Lacks {
+            remedy: "ulimit -Hn 1048576, or LimitNOFILE=1048576 in the systemd unit, for many \
+                     clients"
+                .to_owned(),
+        },
+        _ => Verdict::Ok,
+    };
+    Line { subject, verdict, found }
+}
+
+fn compilers() -> Vec<Line> {
+    let subject = "compiler";
+    let remedy = || "install clang-19 (clang 17 or later), or gcc 13 or later".to_owned();
+    let toolchain = match Toolchain::find(&CompileConfig::default()) {
+        Ok(toolchain) => toolchain,
+        Err(error) => {
+            let verdict = Verdict::Needs { remedy: remedy() };
+            return vec![Line { subject, verdict, found: error.to_string() }];
+        }
+    };
+    let found = format!("{} ({})", toolchain.path.display(), toolchain.version);
+    let mut lines = vec![Line { subject, verdict: Verdict::Ok, found }];
+    for (subject, has) in [("float16", toolchain.half), ("bfloat16", toolchain.bfloat16)] {
+        let line = match has {
+            true => Line { subject, verdict: Verdict::Ok, found: "compiles".to_owned() },
+            false => {
+                let found = "not known to this compiler".to_owned();
+                Line { subject, verdict: Verdict::Lacks { remedy: remedy() }, found }
+            }
+        };
+        lines.push(line);
+    }
+    lines
+}
+
+fn sandbox() -> Vec<Line> {
+    let status = SandboxStatus::of_this_kernel();
+    let landlock = match status.landlock_abi {
+        Some(abi) => Line {
+            subject: "landlock",
+            verdict: Verdict::Ok,
+            found: format!("version {abi} of its interface"),
+        },
+        None => Line {
+            subject: "landlock",
+            verdict: Verdict::Lacks {
+                remedy:
+                    "a kernel from 5.13 with lsm=landlock; without it a compiler may read files"
+                        .to_owned(),
+            },
+            found: "not in this kernel".to_owned(),
+        },
+    };
+    let seccomp = match status.seccomp {
+        true => Line { subject: "seccomp", verdict: Verdict::Ok, found: "filters work".to_owned() },
+        false => Line {
+            subject: "seccomp",
+            verdict: Verdict::Needs {
+                remedy: "a kernel with CONFIG_SECCOMP_FILTER; kernels are not run without it"
+                    .to_owned(),
+            },
+            found: "no filters in this kernel".to_owned(),
+        },
+    };
+    vec![landlock, seccomp]
+}
+
+fn cuda() -> Line {
+    accelerator("CUDA", "/proc/driver/nvidia/version", "no NVIDIA driver")
+}
+
+fn hip() -> Line {
+    accelerator("HIP", "/dev/kfd", "no AMD compute driver")
+}
+
+/// GPUs are seen by their drivers' files; this version has no use for them.
+fn accelerator(subject: &'static str, file: &str, absent: &str) -> Line {
+    let found = match Path::new(file).exists() {
+        true => "there is a driver, but this version serves CPU devices only",
+        false => absent,
+    };
+    let remedy = "none needed: CPU devices are served".to_owned();
+    Line { subject, verdict: Verdict::Lacks { remedy }, found: found.to_owned() }
+}
+
+fn rdma() -> Line {
+    let devices: Vec<String> = std::fs::read_dir("/sys/class/infiniband")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .collect();
+    let found = match devices.as_slice() {
+        [] => "no RDMA device".to_owned(),
+        devices => format!("{}, but this version does not use RDMA", devices.join(", ")),
+    };
+    let remedy = "none needed: a single host is served".to_owned();
+    Line { subject: "RDMA", verdict: Verdict::Lacks { remedy }, found }
+}

@@ -1,0 +1,284 @@
+//! The command line: arguments, signals, exit codes.
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use outboard::config::{
+    CacheDir, CompileConfig, CompilerChoice, EngineLimits, EnvelopeLimits, HttpLimits, ShardLimits,
+    WireLimits,
+};
+use outboard::device::platform::{CpuPlatform, PlatformConfig};
+use outboard::device::shared::Budget;
+use outboard::shard::{self, PlatformMaker, Server};
+use outboard::{check, compile, cores, device};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing::{info, warn};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Puts this machine's accelerators on the network, for tinygrad's REMOTE=1 clients.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve clients (the default).
+    Serve(Box<ServeArgs>),
+    /// Say what this machine offers and lacks, with remedies.
+    Check,
+    /// Run one session's kernels. Started by the server, never by hand.
+    #[command(hide = true)]
+    Worker,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda,
+    Hip,
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// Address to listen on; may be given several times.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6667")]
+    listen: Vec<SocketAddr>,
+    /// Kind of accelerator to serve.
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceChoice,
+    /// Number of shards, each a thread on a core of its own [default: as many as cores].
+    #[arg(long, value_name = "N")]
+    shards: Option<usize>,
+    /// Cores to run shards on, such as 0,2-5 [default: all that this process may use].
+    #[arg(long, value_name = "LIST", value_parser = parse_cores)]
+    cores: Option<Cores>,
+    /// Number of CPU devices that sessions may name.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    cpu_devices: u64,
+    /// Memory of all buffers of the CPU devices, such as 16G [default: three quarters of the
+    /// machine's].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    cpu_memory: Option<u64>,
+    /// Memory for bodies that are being received [default: half of the machine's].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    staging_memory: Option<u64>,
+    /// Largest body of a request.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "256G")]
+    body_limit: u64,
+    /// Connections of one shard.
+    #[arg(long, value_name = "N", default_value_t = ShardLimits::default().connections_max)]
+    connection_limit: usize,
+    /// Seconds that one kernel may run before its session is ended.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "60")]
+    kernel_timeout: Duration,
+    /// Seconds that one compilation may take.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "60")]
+    compile_timeout: Duration,
+    /// The C compiler, clang or gcc [default: the newest clang, else gcc].
+    #[arg(long, value_name = "PROGRAM")]
+    compiler: Option<PathBuf>,
+    /// Directory of compiled programs [default: ~/.cache/outboard].
+    #[arg(long, value_name = "DIR", conflicts_with = "no_cache")]
+    cache_dir: Option<PathBuf>,
+    /// Keep no compiled programs on disk.
+    #[arg(long)]
+    no_cache: bool,
+    /// Seconds that a drain waits for running batches.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
+    drain_timeout: Duration,
+    /// What to log, as for RUST_LOG, which wins.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+/// A list of cores, as a type of its own so that the argument is one value.
+#[derive(Clone)]
+struct Cores(Vec<usize>);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        None => serve(&cli.serve),
+        Some(Command::Serve(arguments)) => serve(&arguments),
+        Some(Command::Check) => return if check::run() { ExitCode::SUCCESS } else { 1.into() },
+        Some(Command::Worker) => device::worker::main(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("outboard: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
+    start_log(&arguments.log)?;
+    if matches!(arguments.device, DeviceChoice::Cuda | DeviceChoice::Hip) {
+        return Err("this version serves CPU devices only: use --device cpu or auto".into());
+    }
+    for address in arguments.listen.iter().filter(|address| !address.ip().is_loopback()) {
+        warn!(%address, "anybody who reaches this address can use this machine: there is no \
+              authentication yet");
+    }
+    raise_descriptor_limit();
+    let cores = choose_cores(arguments)?;
+    let platform = cpu_platform(arguments)?;
+    let config = shard::Config {
+        engine: EngineLimits::default(),
+        envelope: EnvelopeLimits::default(),
+        http: HttpLimits { body_bytes_max: arguments.body_limit, ..HttpLimits::default() },
+        shard: ShardLimits {
+            connections_max: arguments.connection_limit,
+            drain_time_max: arguments.drain_timeout,
+            ..ShardLimits::default()
+        },
+        wire: WireLimits::default(),
+        staging: Arc::new(Budget::new(
+            arguments.staging_memory.unwrap_or_else(|| memory_bytes() / 2),
+        )),
+    };
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let server = Server::start(&arguments.listen, &cores, &config, &platform)?;
+    let addresses: Vec<_> = server.addresses().iter().map(SocketAddr::to_string).collect();
+    let shards = if cores.len() == 1 { "1 shard" } else { &format!("{} shards", cores.len()) };
+    println!("outboard: listening on {}, device CPU, {shards}", addresses.join(", "));
+    let drain = server.drain();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let mut signals = signals.forever();
+        if signals.next().is_some() {
+            info!("draining; a second signal ends at once");
+            drain.begin();
+        }
+        if signals.next().is_some() {
+            std::process::exit(1);
+        }
+    })?;
+    server.join();
+    Ok(())
+}
+
+fn start_log(filter: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| filter.to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_new(filter)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init()
+        .map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+fn cpu_platform(arguments: &ServeArgs) -> Result<PlatformMaker, String> {
+    let cache_dir = match &arguments.cache_dir {
+        _ if arguments.no_cache => CacheDir::Off,
+        Some(directory) => CacheDir::At(directory.clone()),
+        None => CacheDir::User,
+    };
+    let compile = compile::Service::new(CompileConfig {
+        compiler: arguments.compiler.clone().map_or(CompilerChoice::Any, CompilerChoice::Path),
+        time_max: arguments.compile_timeout,
+        cache_dir,
+        ..CompileConfig::default()
+    });
+    // Clients are taken once it is known which compiler serves them.
+    compile.toolchain().map_err(|error| error.to_string())?;
+    let limit = arguments.cpu_memory.unwrap_or_else(|| memory_bytes() / 4 * 3);
+    let config = PlatformConfig {
+        device_count: arguments.cpu_devices,
+        worker_exe: PathBuf::from("/proc/self/exe"),
+        kernel_time_max: arguments.kernel_timeout,
+        budget: Arc::new(Budget::new(limit)),
+        compile: Arc::new(compile),
+    };
+    Ok(Arc::new(move || Box::new(CpuPlatform::new(config.clone()))))
+}
+
+fn choose_cores(arguments: &ServeArgs) -> Result<Vec<usize>, Box<dyn std::error::Error>> {
+    let allowed = cores::allowed()?;
+    let cores = match &arguments.cores {
+        None => allowed.into_iter().collect(),
+        Some(Cores(cores)) => match cores.iter().find(|core| !allowed.contains(*core)) {
+            Some(core) => {
+                let message =
+                    format!("--cores: this process may not use core {core} of {allowed:?}");
+                return Err(message.into());
+            }
+            None => cores.clone(),
+        },
+    };
+    match arguments.shards {
+        Some(shards) if shards == 0 || shards > cores.len() => {
+            Err(format!("--shards {shards}: there are 1 to {} cores to use", cores.len()).into())
+        }
+        shards => Ok(cores[..shards.unwrap_or(cores.len())].to_vec()),
+    }
+}
+
+/// Each device and each large buffer has a descriptor; the usual soft limit of 1,024 is soon
+/// reached.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) =
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        warn!(%error, "cannot raise the limit of open descriptors");
+    }
+}
+
+fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
+}
+
+fn parse_cores(text: &str) -> Result<Cores, String> {
+    cores::parse(text).map(|cores| Cores(cores.into_iter().collect()))
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        unit => return Err(format!("unknown unit {unit:?}: use K, M, G or T")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a number of bytes"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn bytes_with_units_are_read_and_overflow_is_refused() {
+        assert_eq!(parse_bytes("16G"), Ok(16 << 30));
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert_eq!(parse_bytes("1MiB"), Ok(1 << 20));
+        assert!(parse_bytes("1X").is_err());
+        assert!(parse_bytes("99999999999T").is_err());
+    }
+}

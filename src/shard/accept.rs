@@ -1,0 +1,35 @@
+//! Accepting connections.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::Shard;
+use super::connection::serve;
+use super::io::{Listener, sleep};
+
+/// Pause after an accept that failed for want of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(100);
+
+impl Shard {
+    /// Accepts for as long as the task lives.
+    pub(super) async fn accept(self: Rc<Self>, listener: Listener) {
+        loop {
+            match listener.accept(self.config.shard.keepalive_idle).await {
+                Ok(_) if self.connections.borrow().len() >= self.config.shard.connections_max => {
+                    warn!(limit = self.config.shard.connections_max, "too many connections");
+                }
+                Ok(socket) => {
+                    let owner = self.next_owner();
+                    debug!(?owner, "connected");
+                    glommio::spawn_local(serve(Rc::clone(&self), socket, owner)).detach();
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}

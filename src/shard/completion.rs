@@ -1,0 +1,184 @@
+//! Waiting: for devices, compilations, events, and for time.
+//!
+//! A task that waits leaves its waker here. Doorbells of devices, other threads and the ticker wake
+//! it; it then asks the engine whether the wait is over. The ticker runs only while something is
+//! under way, so an idle server uses no processor time.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::Shard;
+use super::io::{Doorbell, sleep};
+use crate::engine::{SessionId, WaitFor};
+
+/// How long a device that hung up may take to say why, looked at this often.
+const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL_STEP: Duration = Duration::from_millis(1);
+
+/// Rings of one doorbell that are heard before others have their turn.
+const RINGS_IN_A_ROW: u32 = 8;
+
+/// Tasks of this shard that wait.
+#[derive(Default)]
+pub(super) struct Waits {
+    devices: RefCell<HashMap<SessionId, Vec<Waker>>>,
+    events: RefCell<Vec<Waker>>,
+    ticker: RefCell<Option<Waker>>,
+    ticks_wanted: Cell<bool>,
+}
+
+impl Waits {
+    /// Asks for ticks, as long as something is under way.
+    pub(super) fn want_ticks(&self) {
+        if !self.ticks_wanted.replace(true)
+            && let Some(waker) = self.ticker.borrow_mut().take()
+        {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn wake_device(&self, session: SessionId) {
+        let wakers = self.devices.borrow_mut().remove(&session);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    pub(super) fn wake_events(&self) {
+        let wakers = std::mem::take(&mut *self.events.borrow_mut());
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Wakes all that wait, so that they see what time has changed.
+    fn wake_all(&self) {
+        let devices = std::mem::take(&mut *self.devices.borrow_mut());
+        devices.into_values().flatten().for_each(Waker::wake);
+        self.wake_events();
+    }
+}
+
+/// The client is gone; its batch is abandoned.
+#[derive(Debug)]
+pub(super) struct Gone;
+
+/// How a task that waits for its batch hears that the client went away.
+#[derive(Default)]
+pub(super) struct Cancel {
+    gone: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Cancel {
+    pub(super) fn cancel(&self) {
+        self.gone.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether it has happened; if not, the task is woken when it does.
+    pub(super) fn is_cancelled(&self, waker: &Waker) -> bool {
+        *self.waker.borrow_mut() = Some(waker.clone());
+        self.gone.get()
+    }
+}
+
+impl Shard {
+    /// Waits until the engine says that `wait` is over, or the connection is gone.
+    pub(super) async fn wait(&self, cancel: &Cancel, wait: &WaitFor) -> Result<(), Gone> {
+        self.waits.want_ticks();
+        poll_fn(|cx| {
+            let waker = cx.waker();
+            if cancel.is_cancelled(waker) {
+                return Poll::Ready(Err(Gone));
+            }
+            match wait {
+                WaitFor::Compile(ticket) => ticket.wake_on_done(waker),
+                WaitFor::Device { session, .. } => {
+                    let mut devices = self.waits.devices.borrow_mut();
+                    push(devices.entry(*session).or_default(), waker);
+                }
+                WaitFor::Event { .. } => push(&mut self.waits.events.borrow_mut(), waker),
+            }
+            match self.engine.borrow_mut().is_over(wait, Instant::now()) {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Gives each newly opened device a task that listens to its doorbell.
+    pub(super) fn listen_to_doorbells(self: &Rc<Self>) {
+        let opened = self.engine.borrow_mut().take_opened();
+        for session in opened {
+            let Some(doorbell) = self.engine.borrow().doorbell(session) else { continue };
+            let shard = Rc::clone(self);
+            glommio::spawn_local(shard.listen_to(session, Doorbell::new(doorbell))).detach();
+        }
+    }
+
+    async fn listen_to(self: Rc<Self>, session: SessionId, doorbell: Doorbell) {
+        let mut rings = 0_u32;
+        while doorbell.rung().await {
+            self.engine.borrow_mut().poll_session(session, Instant::now());
+            self.waits.wake_device(session);
+            // A kernel may ring without end, and a socket with bytes in it never makes us wait.
+            rings = rings.wrapping_add(1);
+            if rings.is_multiple_of(RINGS_IN_A_ROW) {
+                self.turnstile.pass().await;
+            }
+        }
+        let until = Instant::now() + FAREWELL;
+        while Instant::now() < until && !self.engine.borrow_mut().is_lost(session, Instant::now()) {
+            sleep(FAREWELL_STEP).await;
+        }
+        self.waits.wake_device(session);
+    }
+
+    /// Looks after everything that time changes.
+    pub(super) async fn tick_for_ever(self: Rc<Self>) {
+        loop {
+            poll_fn(|cx| {
+                if self.waits.ticks_wanted.get() {
+                    return Poll::Ready(());
+                }
+                *self.waits.ticker.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            })
+            .await;
+            sleep(self.config.shard.tick).await;
+            let now = Instant::now();
+            let devices_busy = self.engine.borrow_mut().tick(now);
+            let connections_busy = self.look_after_connections(now);
+            self.waits.wake_all();
+            self.waits.ticks_wanted.set(devices_busy || connections_busy);
+        }
+    }
+
+    /// Time limits of requests that arrive, and clients that went away while their batch waits.
+    /// Returns whether any connection has a request under way.
+    fn look_after_connections(&self, now: Instant) -> bool {
+        let mut busy = false;
+        for connection in self.connections.borrow().values() {
+            busy |= connection.deadline.get().is_some() || connection.in_batch.get();
+            if connection.deadline.get().is_some_and(|deadline| deadline <= now) {
+                connection.timed_out.set(true);
+                connection.handle.stop_receiving();
+            }
+            if connection.in_batch.get() && connection.handle.is_gone() {
+                connection.cancel.cancel();
+            }
+        }
+        busy
+    }
+}
+
+/// Adds a waker unless it is the one added last.
+fn push(wakers: &mut Vec<Waker>, waker: &Waker) {
+    if !wakers.iter().any(|known| known.will_wake(waker)) {
+        wakers.push(waker.clone());
+    }
+}

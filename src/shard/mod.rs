@@ -1,0 +1,325 @@
+//! Shards: a thread for each core, its sockets, timers and tasks.
+//!
+//! The only folder that knows glommio. Owns: listeners, connections, waiting, the mesh between
+//! shards, start and drain. Absent: what bytes mean (`http`, `wire`) and what commands mean
+//! (`engine`).
+//!
+//! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `body`,
+//! `completion` (all waiting), `mesh`, `io` (the seam to the kernel).
+//!
+//! One shard's state is borrowed in one synchronous call at a time; no borrow lives across an
+//! `await`.
+
+mod accept;
+mod body;
+mod completion;
+mod connection;
+mod io;
+mod mesh;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::task::{Poll, Waker};
+
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use tracing::info;
+
+use crate::config::{EngineLimits, EnvelopeLimits, HttpLimits, ShardLimits, WireLimits};
+use crate::device::Platform;
+use crate::device::shared::Budget;
+use crate::engine::{Directory, Engine, Home, Owner};
+use completion::Waits;
+use connection::ConnectionEntry;
+use io::{Doorbell, Listener, Turnstile};
+use mesh::{Forwarded, Mesh, Message};
+
+/// Entries of each of an executor's rings. Larger ones cost locked memory; see the README about
+/// `LimitMEMLOCK`.
+const RING_DEPTH: usize = 128;
+
+/// What a shard is started with; the same for all.
+#[derive(Clone)]
+pub struct Config {
+    pub engine: EngineLimits,
+    pub envelope: EnvelopeLimits,
+    pub http: HttpLimits,
+    pub shard: ShardLimits,
+    pub wire: WireLimits,
+    /// Account of the memory that bodies are received into.
+    pub staging: Arc<Budget>,
+}
+
+/// Makes a shard's view of the accelerators, on the shard's own thread.
+pub type PlatformMaker = Arc<dyn Fn() -> Box<dyn Platform> + Send + Sync>;
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{address}: {cause}")]
+    Address { address: SocketAddr, cause: std::io::Error },
+    #[error("cannot make the queues between shards: {0}")]
+    Mesh(std::io::Error),
+    #[error("cannot start the executor of core {core}: {why}; {remedy}")]
+    Executor { core: usize, why: String, remedy: String },
+}
+
+/// The state of one shard. Methods are in the files beside this one.
+struct Shard {
+    config: Config,
+    connections: RefCell<HashMap<Owner, Rc<ConnectionEntry>>>,
+    draining: Cell<bool>,
+    drained: RefCell<Option<Waker>>,
+    engine: RefCell<Engine>,
+    forwarded: Forwarded,
+    home: Home,
+    mesh: Mesh,
+    owner_next: Cell<u64>,
+    turnstile: Turnstile,
+    waits: Waits,
+}
+
+/// The running shards.
+pub struct Server {
+    addresses: Vec<SocketAddr>,
+    executors: Vec<ExecutorJoinHandle<()>>,
+    mesh: Mesh,
+}
+
+/// Asks a running server to stop. May be used from any thread.
+#[derive(Clone)]
+pub struct Drain(Mesh, usize);
+
+impl Server {
+    /// Starts a shard on each of `cores`, listening on `addresses`.
+    ///
+    /// # Errors
+    ///
+    /// If an address cannot be bound or an executor cannot be made; nothing runs then.
+    pub fn start(
+        addresses: &[SocketAddr],
+        cores: &[usize],
+        config: &Config,
+        platform: &PlatformMaker,
+    ) -> Result<Server, StartError> {
+        let (mesh, bells) = Mesh::new(cores.len()).map_err(StartError::Mesh)?;
+        let (addresses, mut listeners) = listen_all(addresses, cores.len())?;
+        let directory = Arc::new(Directory::default());
+        let (started, all_started) = mpsc::channel();
+        let mut executors = Vec::new();
+        for (home, (core, bell)) in cores.iter().zip(bells).enumerate() {
+            let start = Start {
+                bell,
+                config: config.clone(),
+                directory: Arc::clone(&directory),
+                home: Home(home),
+                listeners: listeners.pop().unwrap_or_default(),
+                mesh: mesh.clone(),
+                platform: Arc::clone(platform),
+                started: started.clone(),
+            };
+            let executor = LocalExecutorBuilder::new(Placement::Fixed(*core))
+                .name(&format!("shard-{home}"))
+                .ring_depth(RING_DEPTH)
+                .spawn(move || start.run())
+                .map_err(|error| refuse(*core, &error.to_string()))?;
+            executors.push(executor);
+        }
+        drop(started);
+        let count = all_started.iter().take(cores.len()).count();
+        if count < cores.len() {
+            return Err(refuse(cores[count], "the executor ended at once"));
+        }
+        Ok(Server { addresses, executors, mesh })
+    }
+
+    /// The addresses that the server listens on, with their real ports.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The way to stop this server.
+    #[must_use]
+    pub fn drain(&self) -> Drain {
+        Drain(self.mesh.clone(), self.executors.len())
+    }
+
+    /// Waits until the server has drained.
+    pub fn join(self) {
+        for executor in self.executors {
+            if let Err(error) = executor.join() {
+                tracing::error!(%error, "a shard ended badly");
+            }
+        }
+    }
+}
+
+impl Drain {
+    /// Stops accepting, lets running batches finish, frees everything.
+    pub fn begin(&self) {
+        for home in 0..self.1 {
+            // A full queue is emptied within a moment by its shard.
+            let mut message = Message::Drain;
+            while let Err(back) = self.0.send(Home(home), message) {
+                message = back;
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// Whether this machine lets an executor start: what is in the way, and the remedy.
+///
+/// # Errors
+///
+/// The kernel's refusal in words, with what to do about it.
+pub fn probe() -> Result<(), StartError> {
+    let executor = LocalExecutorBuilder::new(Placement::Unbound)
+        .ring_depth(RING_DEPTH)
+        .spawn(|| async {})
+        .map_err(|error| refuse(0, &error.to_string()))?;
+    executor.join().map_err(|error| refuse(0, &error.to_string()))
+}
+
+/// A listening socket for each shard and address. Port 0 is resolved by the first.
+fn listen_all(
+    addresses: &[SocketAddr],
+    shards: usize,
+) -> Result<(Vec<SocketAddr>, Vec<Vec<OwnedFd>>), StartError> {
+    let mut listeners: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
+    let mut real = Vec::new();
+    for address in addresses {
+        let mut address = *address;
+        for listeners in &mut listeners {
+            let failed = |cause| StartError::Address { address, cause };
+            let listener = io::listen(address).map_err(failed)?;
+            address = io::local_address(&listener).map_err(failed)?;
+            listeners.push(listener);
+        }
+        real.push(address);
+    }
+    Ok((real, listeners))
+}
+
+/// A refusal by the kernel, with its likely reason.
+fn refuse(core: usize, why: &str) -> StartError {
+    let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+    let memlock = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    let remedy = if disabled.is_ok_and(|text| text.trim() != "0") {
+        "io_uring is switched off: sysctl kernel.io_uring_disabled=0".to_owned()
+    } else if memlock.is_some_and(|bytes| bytes < 512 << 10) {
+        "locked memory is limited to less than 512 KiB: ulimit -l unlimited, or \
+         LimitMEMLOCK=infinity in the systemd unit"
+            .to_owned()
+    } else {
+        "io_uring may be forbidden by a seccomp filter (containers: allow io_uring_setup, \
+         io_uring_enter and io_uring_register), or the core is not in this process's CPU set"
+            .to_owned()
+    };
+    StartError::Executor { core, why: why.to_owned(), remedy }
+}
+
+/// What travels to a shard's thread.
+struct Start {
+    bell: OwnedFd,
+    config: Config,
+    directory: Arc<Directory>,
+    home: Home,
+    listeners: Vec<OwnedFd>,
+    mesh: Mesh,
+    platform: PlatformMaker,
+    started: mpsc::Sender<()>,
+}
+
+impl Start {
+    async fn run(self) {
+        let turnstile = match Turnstile::open().await {
+            Ok(turnstile) => turnstile,
+            Err(error) => return tracing::error!(%error, "cannot open /dev/zero"),
+        };
+        let engine = Engine::new((self.platform)(), self.config.engine, self.directory, self.home);
+        let shard = Rc::new(Shard {
+            connections: RefCell::default(),
+            draining: Cell::new(false),
+            drained: RefCell::default(),
+            engine: RefCell::new(engine),
+            forwarded: Forwarded::default(),
+            home: self.home,
+            mesh: self.mesh,
+            owner_next: Cell::new(0),
+            turnstile,
+            waits: Waits::default(),
+            config: self.config,
+        });
+        let _ticker = glommio::spawn_local(Rc::clone(&shard).tick_for_ever());
+        let _messages =
+            glommio::spawn_local(Rc::clone(&shard).take_messages(Doorbell::new(self.bell)));
+        let accepting: Vec<_> = self
+            .listeners
+            .into_iter()
+            .map(|listener| glommio::spawn_local(Rc::clone(&shard).accept(Listener::new(listener))))
+            .collect();
+        // The starter may have given up already; then this shard ends with the process.
+        let _ = self.started.send(());
+        shard.drain_begun().await;
+        drop(accepting);
+        let patience = io::sleep(shard.config.shard.drain_time_max);
+        futures_lite::future::or(shard.all_ended(), patience).await;
+        let left = shard.connections.borrow().len();
+        info!(home = self.home.0, left, "drained");
+    }
+}
+
+impl Shard {
+    fn next_owner(&self) -> Owner {
+        let next = self.owner_next.get();
+        self.owner_next.set(next + 1);
+        Owner::Connection(next)
+    }
+
+    fn begin_drain(&self) {
+        self.draining.set(true);
+        for connection in self.connections.borrow().values() {
+            if connection.idle.get() {
+                connection.handle.stop_receiving();
+            }
+        }
+        self.wake_drain();
+    }
+
+    fn connection_ended(&self) {
+        if self.draining.get() {
+            self.wake_drain();
+        }
+    }
+
+    fn wake_drain(&self) {
+        if let Some(waker) = self.drained.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    async fn drain_begun(&self) {
+        self.until(|| self.draining.get()).await;
+    }
+
+    async fn all_ended(&self) {
+        self.until(|| self.connections.borrow().is_empty()).await;
+    }
+
+    async fn until(&self, condition: impl Fn() -> bool) {
+        poll_fn(|cx| {
+            if condition() {
+                return Poll::Ready(());
+            }
+            *self.drained.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}

@@ -1,0 +1,1 @@
+"""Makes `test` a package, found before the standard library's package of that name."""

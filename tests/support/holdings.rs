@@ -1,0 +1,60 @@
+//! What a process holds of the machine, read from /proc.
+
+#![expect(clippy::unwrap_used, reason = "a process under test is there, and /proc is well-formed")]
+
+use std::fs;
+
+/// What a server holds of the machine.
+#[derive(Debug)]
+pub(crate) struct Holdings {
+    pub(crate) memory_bytes: u64,
+    pub(crate) descriptors: usize,
+    pub(crate) children: usize,
+    /// Of memory that is shared with workers.
+    pub(crate) mappings: usize,
+}
+
+impl Holdings {
+    pub(crate) fn of(pid: u32) -> Holdings {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+        let pages: u64 = read("statm").split(' ').nth(1).unwrap().parse().unwrap();
+        let children = children_of(pid).len();
+        Holdings {
+            memory_bytes: pages * 4096,
+            descriptors: fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(),
+            children,
+            mappings: read("maps").lines().filter(|line| line.contains("memfd:")).count(),
+        }
+    }
+
+    /// Whether nothing is held beyond `baseline`, but for a few MiB that an allocator may keep.
+    pub(crate) fn is_back_at(&self, baseline: &Holdings) -> bool {
+        self.memory_bytes <= baseline.memory_bytes + (8 << 20)
+            && self.descriptors <= baseline.descriptors
+            && self.children <= baseline.children
+            && self.mappings <= baseline.mappings
+    }
+}
+
+/// A file of each of a process's threads, as far as they are still there.
+pub(crate) fn read_of_tasks(pid: u32, file: &str) -> Vec<String> {
+    fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join(file)).ok())
+        .collect()
+}
+
+fn children_of(pid: u32) -> Vec<String> {
+    let lines = read_of_tasks(pid, "children");
+    lines.iter().flat_map(|line| line.split_whitespace()).map(str::to_owned).collect()
+}
+
+/// Clock ticks that children of a process have run in user mode.
+pub(crate) fn worker_ticks(pid: u32) -> u64 {
+    children_of(pid)
+        .into_iter()
+        .filter_map(|child| fs::read_to_string(format!("/proc/{child}/stat")).ok())
+        // The twelfth field after the name: proc(5).
+        .filter_map(|stat| stat.rsplit(')').next()?.split(' ').nth(12)?.parse::<u64>().ok())
+        .sum()
+}
