@@ -82,6 +82,12 @@ struct ServeArgs {
     /// Connections of one shard.
     #[arg(long, value_name = "N", default_value_t = ShardLimits::default().connections_max)]
     connection_limit: usize,
+    /// Seconds that the head of a request may take.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "20")]
+    head_timeout: Duration,
+    /// Seconds that a client may pause inside a body.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "60")]
+    body_timeout: Duration,
     /// Seconds that one kernel may run before its session is ended.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "60")]
     kernel_timeout: Duration,
@@ -143,8 +149,10 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
         envelope: EnvelopeLimits::default(),
         http: HttpLimits { body_bytes_max: arguments.body_limit, ..HttpLimits::default() },
         shard: ShardLimits {
+            body_pause_max: arguments.body_timeout,
             connections_max: arguments.connection_limit,
             drain_time_max: arguments.drain_timeout,
+            head_time_max: arguments.head_timeout,
             ..ShardLimits::default()
         },
         wire: WireLimits::default(),

@@ -127,6 +127,23 @@ fn chunked_and_pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn slow_requests_are_told_so_and_idle_connections_are_left_alone() {
+    let server = Server::builder().arg("--head-timeout=0.3").arg("--body-timeout=0.3").start();
+    let mut idle = Client::connect(server.address(), "idle");
+    add_one_works(&mut idle);
+    let request = request_of(&body_of("[]", &[]));
+    // In the head, in the first header of the body, in the text.
+    for length in [1, 30, request.len() - 30, request.len() - 1] {
+        let mut slow = Client::connect(server.address(), "slow");
+        slow.stream.write_all(&request[..length]).unwrap();
+        let reply = slow.receive();
+        assert_eq!(reply.status, 408, "after {length} bytes: {}", reply.text());
+        assert_eq!(std::io::Read::read(&mut slow.stream, &mut [0]).unwrap(), 0, "it closes");
+    }
+    add_one_works_again(&mut idle);
+}
+
+#[test]
 fn client_that_expects_continue_is_told_to() {
     let server = Server::start();
     let mut client = Client::connect(server.address(), "a");

@@ -372,6 +372,17 @@ fn graph_over_two_devices_runs_in_the_recorded_order() {
 }
 
 #[test]
+fn graph_copy_between_devices_waits_for_the_sources_steps() {
+    let mut bench = with_graph();
+    bench.control.hold();
+    let mut batch = parse(RUN);
+    assert!(matches!(bench.engine.advance(&mut batch, bench.now), Progress::Done(Reply::Ok(_))));
+    assert!(!bench.control.complete_next(1), "the source's kernel comes first");
+    bench.control.release();
+    assert_eq!(bench.ok("CopyOut(1, session=$b)"), [2, 3, 4, 5]);
+}
+
+#[test]
 fn graph_runs_after_its_buffers_and_programs_are_freed() {
     let mut bench = with_graph();
     bench.ok("BufferFree(2, session=$a), BufferFree(1, session=$b), ProgramFree('p', $add1, \
