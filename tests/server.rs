@@ -449,6 +449,21 @@ fn drain_finishes_what_runs_and_exits_with_0() {
 }
 
 #[test]
+fn second_server_on_an_address_refuses_to_start() {
+    let server = Server::start();
+    let address = server.address().to_string();
+    let second = Command::new(env!("CARGO_BIN_EXE_outboard"))
+        .args(["serve", "--listen", &address])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{words}");
+    assert!(words.contains(&format!("{address}: Address already in use")), "{words}");
+    add_one_works(&mut Client::connect(server.address(), "a"));
+}
+
+#[test]
 fn second_signal_ends_at_once() {
     let server = Server::start();
     let mut client = Client::connect(server.address(), "a");

@@ -33,6 +33,15 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
+/// That nobody listens on an address. Sockets that share a port would let two servers of one user
+/// share it too, each with a part of the connections.
+pub(super) fn check_free(address: SocketAddr) -> io::Result<()> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1)
+}
+
 /// The address that a listening socket has.
 pub(super) fn local_address(listener: &OwnedFd) -> io::Result<SocketAddr> {
     SockRef::from(listener)

@@ -195,6 +195,7 @@ fn listen_all(
     let mut real = Vec::new();
     for address in addresses {
         let mut address = *address;
+        io::check_free(address).map_err(|cause| StartError::Address { address, cause })?;
         for listeners in &mut listeners {
             let failed = |cause| StartError::Address { address, cause };
             let listener = io::listen(address).map_err(failed)?;
