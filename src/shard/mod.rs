@@ -126,13 +126,13 @@ impl Server {
                 .name(&format!("shard-{home}"))
                 .ring_depth(RING_DEPTH)
                 .spawn(move || start.run())
-                .map_err(|error| refuse(*core, &error.to_string()))?;
+                .map_err(|error| refuse(*core, cores.len(), &error.to_string()))?;
             executors.push(executor);
         }
         drop(started);
         let count = all_started.iter().take(cores.len()).count();
         if count < cores.len() {
-            return Err(refuse(cores[count], "the executor ended at once"));
+            return Err(refuse(cores[count], cores.len(), "the executor ended at once"));
         }
         Ok(Server { addresses, executors, mesh })
     }
@@ -182,8 +182,8 @@ pub fn probe() -> Result<(), StartError> {
     let executor = LocalExecutorBuilder::new(Placement::Unbound)
         .ring_depth(RING_DEPTH)
         .spawn(|| async {})
-        .map_err(|error| refuse(0, &error.to_string()))?;
-    executor.join().map_err(|error| refuse(0, &error.to_string()))
+        .map_err(|error| refuse(0, 1, &error.to_string()))?;
+    executor.join().map_err(|error| refuse(0, 1, &error.to_string()))
 }
 
 /// A listening socket for each shard and address. Port 0 is resolved by the first.
@@ -207,16 +207,24 @@ fn listen_all(
     Ok((real, listeners))
 }
 
+/// Locked memory below which executors were seen to fail: the first needs 512 KiB, and 64 of them
+/// started within 8 MiB.
+fn memlock_bytes_min(shards: usize) -> u64 {
+    (shards as u64 * (128 << 10)).max(512 << 10)
+}
+
 /// A refusal by the kernel, with its likely reason.
-fn refuse(core: usize, why: &str) -> StartError {
+fn refuse(core: usize, shards: usize, why: &str) -> StartError {
     let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
     let memlock = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
     let remedy = if disabled.is_ok_and(|text| text.trim() != "0") {
         "io_uring is switched off: sysctl kernel.io_uring_disabled=0".to_owned()
-    } else if memlock.is_some_and(|bytes| bytes < 512 << 10) {
-        "locked memory is limited to less than 512 KiB: ulimit -l unlimited, or \
-         LimitMEMLOCK=infinity in the systemd unit"
-            .to_owned()
+    } else if let Some(bytes) = memlock.filter(|bytes| *bytes < memlock_bytes_min(shards)) {
+        format!(
+            "locked memory is limited to {} KiB, too little for {shards} shards: ulimit -l \
+             unlimited, LimitMEMLOCK=infinity in the systemd unit, or fewer --shards",
+            bytes >> 10
+        )
     } else {
         "io_uring may be forbidden by a seccomp filter (containers: allow io_uring_setup, \
          io_uring_enter and io_uring_register), or the core is not in this process's CPU set"
