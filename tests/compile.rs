@@ -20,6 +20,10 @@ use outboard::compile::{CompileError, CompileResult, Family, Service, Ticket};
 use outboard::config::{CacheDir, CompileConfig, CompilerChoice};
 
 mod kernels;
+#[path = "support/skip.rs"]
+mod skip;
+
+use skip::skip;
 
 /// A source of one kilobyte that keeps every compiler busy for minutes: a copy of 2^28 members.
 fn endless_source(salt: usize) -> Arc<[u8]> {
@@ -54,7 +58,7 @@ fn services() -> Vec<Service> {
         SERVICES.get_or_init(|| [Service::new(gcc()), Service::new(config(CompilerChoice::Clang))]);
     let mut services = services.to_vec();
     if let Err(error) = services[1].toolchain() {
-        eprintln!("SKIPPED: the half of this test that needs clang ({error})");
+        skip("the half that needs clang", &error.to_string());
         services.pop();
     }
     services
@@ -239,7 +243,7 @@ fn bfloat16_without_a_compiler_for_it_names_the_remedy() {
     let service = Service::new(gcc());
     let source = include_str!("kernels/bfloat16_elementwise.c");
     if service.toolchain().unwrap().bfloat16 {
-        eprintln!("SKIPPED: this gcc knows bfloat16");
+        skip("bfloat16 without a compiler for it", "this gcc knows it");
         return;
     }
     let error = compile(&service, source).unwrap_err().to_string();

@@ -15,6 +15,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -22,6 +25,7 @@ use std::process::{Command, Stdio};
 use outboard::config::WireLimits;
 use outboard::wire::value::{Items, Value, View};
 use outboard::wire::{Tape, WireError, WireErrorKind};
+use skip::skip;
 
 const SCRIPT: &str = r#"
 import ast, struct, sys, warnings
@@ -367,7 +371,7 @@ fn python(texts: &[String]) -> Option<Vec<String>> {
 fn literals_are_read_as_cpython_reads_them() {
     let texts = texts();
     let Some(expected) = python(&texts) else {
-        println!("SKIPPED: literals_are_read_as_cpython_reads_them needs python3");
+        skip("all of it", "there is no python3");
         return;
     };
     assert_eq!(texts.len(), expected.len());

@@ -21,6 +21,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use support::process::Process;
+use support::skip::skip;
 use support::{Server, scratch_file};
 
 /// Devices that the client opens on the one server; the files ask for up to six.
@@ -102,7 +103,7 @@ fn client(name: &str) -> Option<&'static Client> {
         Ok(client) => Some(client),
         Err(reason) => {
             assert!(!required, "the client cannot run here: {reason}");
-            announce(&format!("SKIPPED: {name}: the client cannot run here: {reason}"));
+            skip(name, &format!("the client cannot run here: {reason}"));
             None
         }
     }
@@ -344,7 +345,7 @@ fn bfloat16_matmul_equals_numpy() {
     let run = client.script("bfloat16", &["matmul.py", "bfloat16"], &[], 120);
     if run.status.code() == Some(EXIT_UNSUPPORTED) {
         let reason = run.output.lines().last().unwrap_or_default();
-        announce(&format!("SKIPPED: bfloat16: {reason}"));
+        skip("bfloat16", reason);
         return;
     }
     assert!(run.status.success(), "{}\n{}", run.status, run.output);
@@ -393,7 +394,7 @@ fn training_loss_falls_and_equals_the_local_cpu_device() {
         run.seconds
     ));
     if client.cc.is_none() {
-        announce("SKIPPED: training: no compiler for the local CPU device to compare with");
+        skip("training", "no compiler for the local CPU device to compare with");
         return;
     }
     let path = script_path("train.py");

@@ -9,6 +9,8 @@
 mod faults;
 mod figures;
 mod rig;
+#[path = "../support/skip.rs"]
+mod skip;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

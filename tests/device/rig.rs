@@ -13,6 +13,8 @@ use outboard::device::isolated::{Isolated, WorkerConfig};
 use outboard::device::shared::Budget;
 use outboard::device::{Device, DeviceError, Fence, Launch, Program, Region, Source, Span, Status};
 
+use crate::skip::skip;
+
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 static ALONE: Mutex<()> = Mutex::new(());
@@ -216,7 +218,7 @@ pub(crate) fn compile(source: &str) -> Option<Vec<u8>> {
     let mut gcc = Command::new("gcc");
     gcc.args(flags.split_whitespace()).arg(&out).stdin(Stdio::piped());
     let Ok(mut gcc) = gcc.spawn() else {
-        eprintln!("SKIPPED: no gcc to compile kernels with");
+        skip("kernels of the device tests", "no gcc to compile them with");
         return None;
     };
     gcc.stdin.take().unwrap().write_all(source.as_bytes()).unwrap();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use outboard::compile::{CompileResult, Family, Toolchain};
 use outboard::device::cpu::{ARGUMENTS_MAX, Kernel, LoadError, TooManyArguments};
 
+use super::skip::skip;
 use super::{compile, run_plain, services};
 
 mod objects;
@@ -67,7 +68,7 @@ fn objects_of(name: &str) -> Vec<Arc<[u8]>> {
         match result {
             Ok(object) => objects.push(object),
             Err(error) => {
-                eprintln!("SKIPPED: {name} with {}: {error}", toolchain.version);
+                skip(name, &format!("{}: {error}", toolchain.version));
                 assert!(name.starts_with("bfloat16") && !toolchain.bfloat16, "{error}");
                 continue;
             }
@@ -335,7 +336,7 @@ fn kernel_bfloat16_elementwise_gives_the_numbers() {
         }
     }
     if objects.is_empty() {
-        eprintln!("SKIPPED: no compiler here knows bfloat16");
+        skip("bfloat16 kernels", "no compiler here knows bfloat16");
     }
 }
 

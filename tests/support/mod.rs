@@ -8,6 +8,7 @@
 pub(crate) mod client;
 pub(crate) mod holdings;
 pub(crate) mod process;
+pub(crate) mod skip;
 pub(crate) mod wait;
 
 use std::io::{BufRead, BufReader};
