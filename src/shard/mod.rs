@@ -16,6 +16,8 @@ mod completion;
 mod connection;
 mod io;
 mod mesh;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -122,9 +124,8 @@ impl Server {
                 platform: Arc::clone(platform),
                 started: started.clone(),
             };
-            let executor = LocalExecutorBuilder::new(Placement::Fixed(*core))
+            let executor = executor(Placement::Fixed(*core))
                 .name(&format!("shard-{home}"))
-                .ring_depth(RING_DEPTH)
                 .spawn(move || start.run())
                 .map_err(|error| refuse(*core, cores.len(), &error.to_string()))?;
             executors.push(executor);
@@ -173,14 +174,19 @@ impl Drain {
     }
 }
 
+/// An executor as all shards have it. Its defaults are kept where others make it hang: with a queue
+/// of `Latency::Matters` it parks while tasks are runnable, which a test tries.
+fn executor(placement: Placement) -> LocalExecutorBuilder {
+    LocalExecutorBuilder::new(placement).ring_depth(RING_DEPTH)
+}
+
 /// Whether this machine lets an executor start: what is in the way, and the remedy.
 ///
 /// # Errors
 ///
 /// The kernel's refusal in words, with what to do about it.
 pub fn probe() -> Result<(), StartError> {
-    let executor = LocalExecutorBuilder::new(Placement::Unbound)
-        .ring_depth(RING_DEPTH)
+    let executor = executor(Placement::Unbound)
         .spawn(|| async {})
         .map_err(|error| refuse(0, 1, &error.to_string()))?;
     executor.join().map_err(|error| refuse(0, 1, &error.to_string()))
