@@ -209,12 +209,6 @@ impl Engine {
         }
     }
 
-    /// Whether a session's device is lost, or the session has ended.
-    pub fn is_lost(&mut self, session: SessionId, now: Instant) -> bool {
-        self.poll_session(session, now);
-        self.sessions.by_id(session).is_none_or(|session| session.lost().is_some())
-    }
-
     /// Ends all sessions that a connection opened.
     pub fn release(&mut self, owner: Owner) {
         self.sessions.end_of_owner(owner);

@@ -9,15 +9,11 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Shard;
 use super::io::{Doorbell, sleep};
 use crate::engine::{SessionId, WaitFor};
-
-/// How long a device that hung up may take to say why, looked at this often.
-const FAREWELL: Duration = Duration::from_secs(1);
-const FAREWELL_STEP: Duration = Duration::from_millis(1);
 
 /// Rings of one doorbell that are heard before others have their turn.
 const RINGS_IN_A_ROW: u32 = 8;
@@ -94,6 +90,10 @@ impl Shard {
             if cancel.is_cancelled(waker) {
                 return Poll::Ready(Err(Gone));
             }
+            if self.engine.borrow_mut().is_over(wait, Instant::now()) {
+                return Poll::Ready(Ok(()));
+            }
+            // Nothing of this shard runs in between; a ticket that is done by now wakes at once.
             match wait {
                 WaitFor::Compile(ticket) => ticket.wake_on_done(waker),
                 WaitFor::Device { session, .. } => {
@@ -102,10 +102,7 @@ impl Shard {
                 }
                 WaitFor::Event { .. } => push(&mut self.waits.events.borrow_mut(), waker),
             }
-            match self.engine.borrow_mut().is_over(wait, Instant::now()) {
-                true => Poll::Ready(Ok(())),
-                false => Poll::Pending,
-            }
+            Poll::Pending
         })
         .await
     }
@@ -131,10 +128,8 @@ impl Shard {
                 self.turnstile.pass().await;
             }
         }
-        let until = Instant::now() + FAREWELL;
-        while Instant::now() < until && !self.engine.borrow_mut().is_lost(session, Instant::now()) {
-            sleep(FAREWELL_STEP).await;
-        }
+        // The reason is known by the time that a doorbell ends.
+        self.engine.borrow_mut().poll_session(session, Instant::now());
         self.waits.wake_device(session);
     }
 
@@ -176,7 +171,7 @@ impl Shard {
     }
 }
 
-/// Adds a waker unless it is the one added last.
+/// Adds a waker unless it is there.
 fn push(wakers: &mut Vec<Waker>, waker: &Waker) {
     if !wakers.iter().any(|known| known.will_wake(waker)) {
         wakers.push(waker.clone());
