@@ -158,9 +158,6 @@ pub struct ShardLimits {
     /// Size of a connection's receive buffer: a batch of 200 commands. Pages that no request has
     /// reached cost nothing. Not below `HttpLimits::head_bytes_max`.
     pub receive_bytes: usize,
-    /// Staging memory beyond which a connection gives it all back after the request: it would keep
-    /// its pages while it is idle.
-    pub staging_kept_bytes_max: u64,
     /// How often what is under way is looked at: watchdogs, dead clients, time limits. Nothing is
     /// looked at while nothing is under way.
     pub tick: Duration,
@@ -177,7 +174,6 @@ impl Default for ShardLimits {
             keepalive_idle: Duration::from_secs(30),
             private_blob_bytes_max: 16 << 10,
             receive_bytes: 64 << 10,
-            staging_kept_bytes_max: 1 << 20,
             tick: Duration::from_millis(100),
         }
     }
@@ -284,10 +280,25 @@ impl DeviceLimits {
     /// From this size an allocation has a segment of its own, whose memory returns to the system
     /// when it is freed. Half a shared segment, so that an empty one always has room.
     pub const OWN_SEGMENT_BYTES_MIN: u64 = 32 << 20;
+    /// From this size a blob has a segment of its own, which becomes the memory of the buffer that
+    /// it fills. That was measured to pay from 64 KiB on, since the worker need not be woken; but
+    /// each such buffer has a descriptor, and a mapping here and in the worker.
+    pub const STAGED_SEGMENT_BYTES_MIN: u64 = 256 << 10;
+    /// Segments of this process beyond which only large blobs have one of their own: well below
+    /// the mappings that Linux gives a process by default, which are 65,530.
+    pub const STAGED_SEGMENTS_MAX: u64 = 16 << 10;
+    /// Bytes of segments that one client's staging keeps, with their pages, for its next long
+    /// blobs: what two devices need for copies of 256 MiB that overlap.
+    pub const KEPT_BYTES_MAX: u64 = 1 << 30;
+    /// How long it keeps them without use. A client that copies again and again pauses for less.
+    pub const KEPT_TIME_MAX: Duration = Duration::from_secs(5);
+    /// A kept segment is used for a blob that is shorter by at most a fourth of the blob.
+    pub const KEPT_WASTE_DIVISOR: u64 = 4;
     /// The largest allocation: what the offset of a packet's address can say.
     pub const ALLOCATION_BYTES_MAX: u64 = 1 << 40;
-    /// Memory that fills little by little is charged to the budget in pieces of this size.
-    pub const CHARGE_BYTES: u64 = 8 << 20;
+    /// Memory that fills little by little is charged to the budget in pieces of this size, and its
+    /// pages are made so: one huge page, which takes 0.2 ms.
+    pub const CHARGE_BYTES: u64 = 2 << 20;
     /// From this size the pages of freed memory go back to the system. Below, the system call
     /// costs more than the pages are worth.
     pub const DISCARD_BYTES_MIN: u64 = 256 << 10;

@@ -143,7 +143,11 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     }
     raise_descriptor_limit();
     let cores = choose_cores(arguments)?;
-    let platform = cpu_platform(arguments)?;
+    let buffers =
+        Arc::new(Budget::new(arguments.cpu_memory.unwrap_or_else(|| memory_bytes() / 4 * 3)));
+    let staging_bytes = arguments.staging_memory.unwrap_or_else(|| memory_bytes() / 2);
+    let staging = Arc::new(Budget::of_staging(staging_bytes, Arc::clone(&buffers)));
+    let platform = cpu_platform(arguments, buffers)?;
     let config = shard::Config {
         engine: EngineLimits::default(),
         envelope: EnvelopeLimits::default(),
@@ -156,9 +160,7 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
             ..ShardLimits::default()
         },
         wire: WireLimits::default(),
-        staging: Arc::new(Budget::new(
-            arguments.staging_memory.unwrap_or_else(|| memory_bytes() / 2),
-        )),
+        staging,
     };
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let server = Server::start(&arguments.listen, &cores, &config, &platform)?;
@@ -191,7 +193,7 @@ fn start_log(filter: &str) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn cpu_platform(arguments: &ServeArgs) -> Result<PlatformMaker, String> {
+fn cpu_platform(arguments: &ServeArgs, buffers: Arc<Budget>) -> Result<PlatformMaker, String> {
     let cache_dir = match &arguments.cache_dir {
         _ if arguments.no_cache => CacheDir::Off,
         Some(directory) => CacheDir::At(directory.clone()),
@@ -205,12 +207,11 @@ fn cpu_platform(arguments: &ServeArgs) -> Result<PlatformMaker, String> {
     });
     // Clients are taken once it is known which compiler serves them.
     compile.toolchain().map_err(|error| error.to_string())?;
-    let limit = arguments.cpu_memory.unwrap_or_else(|| memory_bytes() / 4 * 3);
     let config = PlatformConfig {
         device_count: arguments.cpu_devices,
         worker_exe: PathBuf::from("/proc/self/exe"),
         kernel_time_max: arguments.kernel_timeout,
-        budget: Arc::new(Budget::new(limit)),
+        budget: buffers,
         compile: Arc::new(compile),
     };
     Ok(Arc::new(move || Box::new(CpuPlatform::new(config.clone()))))

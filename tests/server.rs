@@ -298,6 +298,65 @@ fn client_killed_in_mid_upload_leaves_nothing_behind() {
     client.batch(&[], &[]).ok();
 }
 
+/// Uploads a blob of so many bytes, a piece at a time, into a buffer, and checks that no more
+/// memory is used than that of the buffer and a little.
+fn upload_needs_no_memory_beside_its_buffer(server: &Server, bytes: u64) {
+    let mut client = Client::connect(server.address(), "a");
+    let alloc = [client.alloc(1, bytes)];
+    client.batch(&alloc, &[]).ok();
+    let piece: Vec<u8> = (0..=255).cycle().take(4 << 20).collect();
+    let mut most = 0;
+    let mut look = || most = most.max(support::holdings::resident_bytes(server.pid()));
+    client.upload(1, bytes, &piece, &mut look);
+    look();
+    println!("{} MiB of which {} MiB were beside the buffer", most >> 20, (most - bytes) >> 20);
+    assert!(most < bytes + (300 << 20), "{} MiB for {} MiB", most >> 20, bytes >> 20);
+    let view = format!(
+        "BufferOffset({}, buffer_num=3, size=65536, offset={}, sbuffer_num=1)",
+        client.session(0),
+        bytes - 65536
+    );
+    let out = [view, client.copy_out(3)];
+    assert!(client.batch(&out, &[]).ok() == piece[..65536]);
+}
+
+#[test]
+fn upload_beyond_the_staging_memory_needs_none_beside_its_buffer() {
+    // Room for the buffer and for most of a second one while the blob arrives.
+    let server = Server::builder().arg("--staging-memory=64M").arg("--cpu-memory=1000M").start();
+    upload_needs_no_memory_beside_its_buffer(&server, 512 << 20);
+    // Nothing is charged twice for ever: there is room for another.
+    let mut client = Client::connect(server.address(), "b");
+    let alloc = [client.alloc(1, 450 << 20)];
+    client.batch(&alloc, &[]).ok();
+}
+
+#[test]
+#[ignore = "takes 4 GiB of memory"]
+fn upload_of_4_gib_needs_no_memory_beside_its_buffer() {
+    upload_needs_no_memory_beside_its_buffer(&Server::start(), 4 << 30);
+}
+
+#[test]
+fn memory_kept_for_the_next_upload_goes_when_none_comes() {
+    let server = Server::start();
+    let mut client = Client::connect(server.address(), "a");
+    let bytes = 24 << 20;
+    let alloc = [client.alloc(1, bytes)];
+    client.batch(&alloc, &[]).ok();
+    let resident = || support::holdings::resident_bytes(server.pid());
+    let before = resident();
+    for byte in 1..=3 {
+        let blob = vec![byte; 24 << 20];
+        let copy = [client.copy_in(1, &blob)];
+        client.batch(&copy, &[&blob]).ok();
+    }
+    assert!(resident() > before + bytes + (12 << 20), "nothing is kept");
+    wait_until("only the buffer's memory is left", || resident() < before + bytes + (12 << 20));
+    let out = [client.copy_out(1)];
+    assert!(client.batch(&out, &[]).ok() == vec![3; 24 << 20]);
+}
+
 #[test]
 fn client_that_leaves_during_an_endless_kernel_is_cleaned_up() {
     let server = Server::start();

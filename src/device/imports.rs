@@ -22,8 +22,14 @@ use super::slot::{Graveyard, Slots};
 #[derive(Default)]
 pub(super) struct Imports {
     slots: Slots,
-    by_segment: BTreeMap<u64, u32>,
+    by_segment: BTreeMap<u64, Import>,
     unsent: VecDeque<Unsent>,
+}
+
+#[derive(Clone, Copy)]
+struct Import {
+    slot: u32,
+    writable: bool,
 }
 
 struct Unsent {
@@ -34,7 +40,12 @@ struct Unsent {
 impl Imports {
     /// The segment's number in the worker's table, if it has one.
     pub(super) fn find(&self, segment: u64) -> Option<u32> {
-        self.by_segment.get(&segment).copied()
+        self.by_segment.get(&segment).map(|import| import.slot)
+    }
+
+    /// Whether the worker has the segment, and cannot write it.
+    pub(super) fn is_read_only(&self, segment: u64) -> bool {
+        self.by_segment.get(&segment).is_some_and(|import| !import.writable)
     }
 
     /// Gives the segment a number. Its import packet is queued next. `None` where the table is
@@ -50,7 +61,7 @@ impl Imports {
             self.slots.give(slot);
             return None;
         }
-        self.by_segment.insert(segment.id(), slot);
+        self.by_segment.insert(segment.id(), Import { slot, writable });
         segment.tell(grave);
         self.unsent.push_back(Unsent { file: Arc::clone(segment.file()), writable });
         Some(slot)
@@ -58,7 +69,7 @@ impl Imports {
 
     /// The segment is gone. Its number, if it had one, is free for packets queued from now on.
     pub(super) fn remove(&mut self, segment: u64) -> Option<u32> {
-        let slot = self.by_segment.remove(&segment)?;
+        let Import { slot, .. } = self.by_segment.remove(&segment)?;
         self.slots.give(slot);
         Some(slot)
     }

@@ -26,7 +26,7 @@ use super::packet::{self, Address, Packet, Step, VARIABLE, int_word};
 use super::process::{Exit, Process, Start};
 use super::replay::copy_units;
 use super::ring::{Producer, Ring};
-use super::shared::{Block, Budget, Heap, Range, Segment, to_u64};
+use super::shared::{Block, Budget, Freed, Heap, Range, Segment, to_u64};
 use super::slot::{Dead, Graveyard, Slot, Slots};
 use super::timeline::Timeline;
 use super::worker::Failure;
@@ -60,6 +60,8 @@ pub struct Isolated {
     scratch: Heap,
     /// Scratch in use, until the worker is past a packet.
     held: VecDeque<(u64, Rc<Block>)>,
+    /// Segments that go to the client's staging once the worker is past a packet.
+    retiring: VecDeque<(u64, Freed)>,
     imports: Imports,
     programs: Slots,
     graphs: Slots,
@@ -113,8 +115,9 @@ impl Isolated {
             signals: 0,
             heap: Heap::of_device(Arc::clone(&config.budget), Rc::clone(&grave)),
             grave,
-            scratch: Heap::new(Arc::clone(&config.budget)),
+            scratch: Heap::scratch(Arc::clone(&config.budget)),
             held: VecDeque::new(),
+            retiring: VecDeque::new(),
             imports: Imports::default(),
             programs: Slots::default(),
             graphs: Slots::default(),
@@ -137,21 +140,29 @@ impl Isolated {
     fn bury(&mut self) {
         const ROOM: usize = DeviceLimits::RING_CALL_BYTES + 64;
         while self.lost.is_some() || self.ring.ensure(ROOM) {
-            let Some(dead) = self.grave.pop() else { return };
+            let Some(dead) = self.grave.pop() else { break };
             let packet = self.end_of(&dead);
             if let Some(packet) = packet.filter(|_| self.lost.is_none()) {
                 // There is room, as the loop has checked.
                 drop(self.enqueue(&packet, 0));
             }
-            if let Dead::Block(freed) = dead {
-                self.heap.free(&freed);
+            match dead {
+                Dead::Block(freed) if freed.is_segment() && self.lost.is_none() => {
+                    self.retiring.push_back((self.ring.submitted(), freed));
+                }
+                // What a lost worker may still write is nobody's to use again.
+                Dead::Block(freed) if freed.is_segment() => drop(freed),
+                Dead::Block(freed) => self.heap.free(freed),
+                Dead::Graph(_) | Dead::Program(_) | Dead::Segment(_) => {}
             }
         }
+        self.retire();
     }
 
     /// What the worker hears of a dropped resource, if it knows of it at all.
     fn end_of(&mut self, dead: &Dead) -> Option<Packet<'static>> {
         Some(match dead {
+            Dead::Block(freed) if freed.is_segment() => return None,
             Dead::Block(freed) => {
                 let segment = self.imports.find(freed.segment.id())?;
                 let at = Address::new(segment, freed.offset);
@@ -284,7 +295,17 @@ impl Isolated {
             self.lost = Some(why);
             self.process.kill();
             self.held.clear();
+            self.retiring.clear();
             self.bury();
+        }
+    }
+
+    /// Gives segments that the worker is past to their client's staging.
+    fn retire(&mut self) {
+        while self.retiring.front().is_some_and(|(packet, _)| *packet <= self.ring.completed()) {
+            if let Some((_, freed)) = self.retiring.pop_front() {
+                self.heap.free(freed);
+            }
         }
     }
 
@@ -381,6 +402,21 @@ impl Device for Isolated {
                 self.enqueue(&Packet::Copy { to: at, from, bytes }, copy_units(bytes))
             }
         }
+    }
+
+    fn adopt(&mut self, region: &Region, staged: &Range) -> Option<Region> {
+        self.ready().ok()?;
+        let adopted = self.heap.adopt(region.0.block(), staged)?;
+        // The worker may have it as the source of an earlier copy. It is mapped anew when it is
+        // named next. Where the queue has no room for the word the worker is lost anyway.
+        let segment = adopted.block().segment().id();
+        if self.imports.is_read_only(segment)
+            && let Some(slot) = self.imports.remove(segment)
+            && let Err(error) = self.enqueue(&Packet::Forget { segment: slot }, 0)
+        {
+            self.lose(error);
+        }
+        Some(Region(adopted))
     }
 
     fn copy(&mut self, to: Span<'_>, from: Span<'_>) -> Result<Fence, DeviceError> {

@@ -11,11 +11,12 @@
 //! [`Device::poll`] reports a fence at or past it. Resources free themselves: dropping a
 //! [`Region`], [`Program`] or [`Graph`] takes effect after the work that is already in the queue.
 //!
-//! Reading order: this file; memory: `shared` (what two processes see), `slot` (what dies with a
-//! drop), `timeline` (what devices wait for); the queue: `packet`, `ring`; the server's side:
-//! `isolated`, `imports`, `process`, `platform`; the worker's: `worker`, `sandbox`, `replay`, `cpu`
-//! (loading and calling kernels). `null` stands in for all of it in tests.
+//! Reading order: this file; memory: `budget`, `segment`, `shared` (what two processes see), `slot`
+//! (what dies with a drop), `timeline` (what devices wait for); the queue: `packet`, `ring`; the
+//! server's side: `isolated`, `imports`, `process`, `platform`; the worker's: `worker`, `sandbox`,
+//! `replay`, `cpu` (loading and calling kernels). `null` stands in for all of it in tests.
 
+mod budget;
 pub mod cpu;
 mod imports;
 pub mod isolated;
@@ -26,6 +27,7 @@ mod process;
 mod replay;
 mod ring;
 mod sandbox;
+mod segment;
 pub mod shared;
 mod slot;
 mod timeline;
@@ -235,6 +237,13 @@ pub trait Device {
 
     /// Copies into memory of this device.
     fn copy_in(&mut self, to: Span<'_>, from: Source<'_>) -> Result<Fence, DeviceError>;
+
+    /// Makes memory in which bytes arrived this device's own, to take the place of `region`, which
+    /// has the same length and which nobody else refers to. Work that is queued already goes on
+    /// with `region`. The caller uses the staged memory no more, and names only memory of the
+    /// client that owns this device. `None` where the bytes have to be copied, which is always
+    /// possible.
+    fn adopt(&mut self, region: &Region, staged: &shared::Range) -> Option<Region>;
 
     /// Copies between two regions, of which `from` may belong to another device of the same
     /// platform. The two have equal lengths and do not overlap.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::isolated::{GraphShape, ProgramState};
-use super::shared::{Block, Budget, Heap};
+use super::shared::{Block, Budget, Heap, Range};
 use super::slot::{Dead, Graveyard, Slot, Slots};
 use super::timeline::{ENDED, Timeline};
 use super::{
@@ -280,7 +280,7 @@ pub struct NullDevice {
 impl NullDevice {
     fn open(budget: Arc<Budget>, control: NullControl) -> Result<NullDevice, DeviceError> {
         let timeline = Timeline::create()?;
-        let (entries, lost) = (VecDeque::new(), None);
+        let (entries, lost, grave) = (VecDeque::new(), None, Rc::<Graveyard>::default());
         let queue = Queue { entries, completed: 0, timeline: Rc::clone(&timeline), lost };
         let queue = Rc::new(RefCell::new(queue));
         control.0.queues.borrow_mut().push(Rc::clone(&queue));
@@ -290,8 +290,8 @@ impl NullDevice {
             last: 0,
             signals: 0,
             timeline,
-            heap: Heap::new(budget),
-            grave: Rc::default(),
+            heap: Heap::of_device(budget, Rc::clone(&grave)),
+            grave,
             programs: Slots::default(),
             binaries: BTreeMap::new(),
             graphs: Slots::default(),
@@ -302,7 +302,8 @@ impl NullDevice {
     fn ready(&mut self) -> Result<(), DeviceError> {
         while let Some(dead) = self.grave.pop() {
             match dead {
-                Dead::Block(_) | Dead::Segment(_) => {}
+                Dead::Block(freed) => self.heap.free(freed),
+                Dead::Segment(_) => {}
                 Dead::Graph(graph) => {
                     self.recorded.remove(&graph);
                     self.graphs.give(graph);
@@ -368,6 +369,11 @@ impl Device for NullDevice {
             }
         };
         Ok(self.enqueue([work]))
+    }
+
+    fn adopt(&mut self, region: &Region, staged: &Range) -> Option<Region> {
+        self.ready().ok()?;
+        self.heap.adopt(region.0.block(), staged).map(Region)
     }
 
     fn copy(&mut self, to: Span<'_>, from: Span<'_>) -> Result<Fence, DeviceError> {
@@ -467,6 +473,7 @@ impl Drop for NullDevice {
     fn drop(&mut self) {
         let closed = DeviceError::Lost { why: "closed".to_owned() };
         self.queue.borrow_mut().lose(closed);
+        self.grave.close();
         if !self.control.0.manual.get() {
             self.control.advance();
         }

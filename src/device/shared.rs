@@ -1,34 +1,34 @@
-//! Memory that the server and a worker process both see.
+//! Allocation of memory that the server and a worker process both see.
 //!
-//! Owns: [`Budget`] (how much memory the whole server may hand out), `Segment` (one sealed memfd,
-//! mapped here), [`Heap`] (allocates [`Range`]s from segments).
+//! Owns: [`Heap`], which cuts [`Range`]s from segments, and what it keeps of them. Reading order:
+//! `budget` (how much memory the whole server may hand out), `segment` (what the system gives),
+//! this file.
 //!
-//! Each heap belongs to exactly one session, or to one connection's staging, and segments are
-//! never passed from heap to heap: the memory of one session is never seen by another, scrubbed or
-//! not.
+//! Each heap belongs to one session, or to one connection's staging. Only in one way does memory
+//! pass from one to another: a blob that fills a whole buffer becomes that buffer's memory, and the
+//! segment that the buffer had goes to the connection's staging in return, once the queue is past
+//! it. Both belong to one client: the memory of one client is never seen by another, scrubbed or
+//! not. Memory for new buffers comes from the session's own heap alone.
 //!
 //! Absent: who else maps a segment, and when they let go (`imports`); when memory that queued work
 //! may still touch can be used again (`slot`, `isolated`).
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, OnceLock};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
 
 use offset_allocator::{Allocation, Allocator};
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
-use rustix::mm::{MapFlags, ProtFlags};
 
 use super::DeviceError;
+pub use super::budget::Budget;
+use super::budget::Charge;
+pub(super) use super::segment::{Mapping, Segment, SharedFile, create_sealed};
 use super::slot::{Dead, Graveyard};
 use crate::config::DeviceLimits;
-use crate::cores;
 
 /// Sizes and offsets are 64 bits wide on the wire and in packets; so are this machine's pointers.
 pub(super) fn to_usize(n: u64) -> usize {
@@ -41,221 +41,31 @@ pub(super) fn to_u64(n: usize) -> u64 {
     u64::try_from(n).expect("pointers have 64 bits")
 }
 
-/// How much memory all heaps together may hand out.
-#[derive(Debug)]
-pub struct Budget {
-    limit: u64,
-    used: AtomicU64,
-}
-
-impl Budget {
-    /// A budget of `limit` bytes.
-    #[must_use]
-    pub fn new(limit: u64) -> Budget {
-        Budget { limit, used: AtomicU64::new(0) }
-    }
-
-    /// Bytes handed out and not yet given back.
-    #[must_use]
-    pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    fn take(&self, bytes: u64) -> Result<(), DeviceError> {
-        let add = |used: u64| used.checked_add(bytes).filter(|total| *total <= self.limit);
-        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) {
-            Ok(_) => Ok(()),
-            Err(used) => Err(self.refusal(bytes, used)),
-        }
-    }
-
-    fn refusal(&self, asked: u64, used: u64) -> DeviceError {
-        DeviceError::OutOfMemory { asked, free: self.limit - used, limit: self.limit }
-    }
-
-    fn give(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
-/// Mapped shared memory.
-pub(super) struct Mapping {
-    base: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: a mapping is plain memory that belongs to no thread; `Mapping` hands out pointers only,
-// and unmaps when the last owner lets go.
-unsafe impl Send for Mapping {}
-// SAFETY: as for `Send`; there is no interior state besides the shared bytes, whose users keep the
-// rules of `Range` and of `timeline::Words`.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    /// Maps the whole of a file of `bytes` bytes. `writable` must be what the descriptor allows.
-    pub(super) fn open(fd: &OwnedFd, bytes: usize, writable: bool) -> io::Result<Mapping> {
-        let mut access = ProtFlags::READ;
-        access.set(ProtFlags::WRITE, writable);
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: the kernel chooses a free address range; nothing here lies in it.
-        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, access, flags, fd, 0)? };
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Mapping { base, bytes })
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// The address of `bytes` bytes at `offset`, if they lie inside.
-    pub(super) fn at(&self, offset: u64, bytes: u64) -> Option<NonNull<u8>> {
-        let end = offset.checked_add(bytes)?;
-        if end > to_u64(self.bytes) {
-            return None;
-        }
-        // SAFETY: `offset` is at most the length of the mapping, checked above.
-        Some(unsafe { self.base.add(to_usize(offset)) })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by `open` and is unmapped only here; whoever had pointers
-        // into it held this value.
-        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
-        debug_assert!(unmapped.is_ok(), "a mapping can be unmapped");
-    }
-}
-
-/// A sealed memfd and its mapping in this process. It can neither shrink nor grow, so no access
-/// inside the mapping can fault for lack of a file.
-pub(super) struct SharedFile {
-    mapping: Mapping,
-    fd: OwnedFd,
-}
-
-impl SharedFile {
-    fn create(name: &str, bytes: usize) -> io::Result<SharedFile> {
-        let fd = create_sealed(name, bytes)?;
-        Ok(SharedFile { mapping: Mapping::open(&fd, bytes, true)?, fd })
-    }
-
-    pub(super) fn mapping(&self) -> &Mapping {
-        &self.mapping
-    }
-
-    /// A descriptor of the same memory through which nobody can ever write.
-    pub(super) fn read_only(&self) -> io::Result<OwnedFd> {
-        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-        Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
-    }
-}
-
-impl AsFd for SharedFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-/// A memfd of fixed length, not executable where the kernel knows how to say so (6.3).
-pub(super) fn create_sealed(name: &str, bytes: usize) -> io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(name, flags)?,
-        created => created?,
-    };
-    rustix::fs::ftruncate(&fd, to_u64(bytes))?;
-    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(fd)
-}
-
-/// Memory shared with workers, and the list of workers that map it.
-pub(super) struct Segment {
-    id: u64,
-    file: Option<Arc<SharedFile>>,
-    importers: RefCell<Vec<Weak<Graveyard>>>,
-}
-
-impl Segment {
-    pub(super) fn create(name: &str, bytes: u64) -> Result<Rc<Segment>, DeviceError> {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        let file = SharedFile::create(name, to_usize(bytes))
-            .map_err(|e| DeviceError::Failed { what: "memory", why: e.to_string() })?;
-        let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        let importers = RefCell::default();
-        Ok(Rc::new(Segment { id, file: Some(Arc::new(file)), importers }))
-    }
-
-    /// No two segments of this process ever have the same.
-    pub(super) fn id(&self) -> u64 {
-        self.id
-    }
-
-    pub(super) fn file(&self) -> &Arc<SharedFile> {
-        self.file.as_ref().expect("taken only by drop")
-    }
-
-    pub(super) fn mapping(&self) -> &Mapping {
-        self.file().mapping()
-    }
-
-    /// Has `grave` told when this segment is gone, so that its worker forgets it too.
-    pub(super) fn tell(&self, grave: &Rc<Graveyard>) {
-        let mut importers = self.importers.borrow_mut();
-        importers.retain(|importer| importer.strong_count() > 0);
-        importers.push(Rc::downgrade(grave));
-    }
-}
-
-impl Drop for Segment {
-    fn drop(&mut self) {
-        for grave in self.importers.get_mut().drain(..).filter_map(|grave| grave.upgrade()) {
-            grave.push(Dead::Segment(self.id));
-        }
-        let file = self.file.take().expect("taken only here");
-        if file.mapping().bytes() >= DeviceLimits::UNMAP_ELSEWHERE_BYTES_MIN {
-            unmap_elsewhere(file);
-        }
-    }
-}
-
-impl fmt::Debug for Segment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Segment({}, {} bytes)", self.id, self.mapping().bytes())
-    }
-}
-
-/// Drops a mapping on a thread that has nothing else to do: freeing gigabytes of pages takes a
-/// good part of a second. Where the thread cannot be had, the caller pays.
-fn unmap_elsewhere(file: Arc<SharedFile>) {
-    static JANITOR: OnceLock<Option<Sender<Arc<SharedFile>>>> = OnceLock::new();
-    let janitor = JANITOR.get_or_init(|| {
-        let (sender, receiver) = mpsc::channel();
-        let name = "outboard-memory".to_owned();
-        let run = move || {
-            cores::spread();
-            receiver.into_iter().for_each(drop);
-        };
-        std::thread::Builder::new().name(name).spawn(run).ok().map(|_| sender)
-    });
-    if let Some(janitor) = janitor {
-        // A failed send hands the file back in its error, which drops it here.
-        drop(janitor.send(file));
-    }
-}
-
 /// Allocates memory of one session, or of one connection's staging.
 #[derive(Clone)]
 pub struct Heap(Rc<HeapState>);
 
 struct HeapState {
     budget: Arc<Budget>,
-    /// What this heap holds of the budget.
-    used: Cell<u64>,
-    /// Where large freed blocks wait until the worker's queue knows of them. Without one they are
-    /// free at once.
-    grave: Option<Rc<Graveyard>>,
+    kind: Kind,
     areas: RefCell<BTreeMap<u64, Area>>,
+    /// Segments that nobody uses, with all their pages. Of staging only.
+    kept: RefCell<Vec<Rc<Segment>>>,
+    kept_bytes: Cell<u64>,
+    /// Grows with each allocation.
+    uses: Cell<u64>,
+    /// The number of uses at a tick, and when that tick first saw it.
+    seen: Cell<Option<(u64, Instant)>>,
+}
+
+/// What becomes of freed memory.
+enum Kind {
+    /// Large blocks wait here until the worker's queue knows of them.
+    Device(Rc<Graveyard>),
+    /// It can be used again at once.
+    Scratch,
+    /// It can be used again at once, and some is kept for that.
+    Staging,
 }
 
 /// A segment from which many ranges are cut.
@@ -263,27 +73,38 @@ struct Area {
     segment: Rc<Segment>,
     allocator: Allocator,
     used: u64,
+    /// Up to here it has been used, so that pages exist.
+    top: u64,
+    /// What the budget knows of it as kept, while nobody uses it.
+    kept: u64,
 }
 
 impl Heap {
-    /// A heap whose freed memory can be used again at once, as staging is.
+    /// A heap of staging: one connection's. To be ticked after it was used; see [`Self::tick`].
     #[must_use]
     pub fn new(budget: Arc<Budget>) -> Heap {
-        Self::with(budget, None)
+        Self::with(budget, Kind::Staging)
     }
 
     /// The heap of a device, whose queue hears of freed memory through `grave`.
     pub(super) fn of_device(budget: Arc<Budget>, grave: Rc<Graveyard>) -> Heap {
-        Self::with(budget, Some(grave))
+        Self::with(budget, Kind::Device(grave))
     }
 
-    fn with(budget: Arc<Budget>, grave: Option<Rc<Graveyard>>) -> Heap {
-        Heap(Rc::new(HeapState { budget, used: Cell::new(0), grave, areas: RefCell::default() }))
+    /// A heap that keeps nothing and whose freed memory can be used again at once.
+    pub(super) fn scratch(budget: Arc<Budget>) -> Heap {
+        Self::with(budget, Kind::Scratch)
     }
 
-    /// Whether `block` came from here.
+    fn with(budget: Arc<Budget>, kind: Kind) -> Heap {
+        let (areas, kept) = (RefCell::default(), RefCell::default());
+        let (kept_bytes, uses, seen) = (Cell::new(0), Cell::new(0), Cell::new(None));
+        Heap(Rc::new(HeapState { budget, kind, areas, kept, kept_bytes, uses, seen }))
+    }
+
+    /// Whether `block` belongs to this heap.
     pub(super) fn owns(&self, block: &Block) -> bool {
-        Rc::ptr_eq(&self.0, &block.heap)
+        Rc::ptr_eq(&self.0, &block.heap.borrow())
     }
 
     /// `bytes` bytes, aligned to [`DeviceLimits::UNIT_BYTES`]; none is taken for one.
@@ -293,72 +114,143 @@ impl Heap {
     /// [`DeviceError::OutOfMemory`] past the budget, [`DeviceError::Failed`] where the system gives
     /// no memory or no descriptor.
     pub fn alloc(&self, bytes: u64) -> Result<Range, DeviceError> {
-        let budget = &self.0.budget;
         if bytes > DeviceLimits::ALLOCATION_BYTES_MAX {
-            return Err(budget.refusal(bytes, budget.used()));
+            return Err(self.0.budget.refusal(bytes));
         }
-        let whole = bytes.max(1).next_multiple_of(DeviceLimits::UNIT_BYTES);
-        budget.take(whole)?;
-        self.0.used.update(|used| used + whole);
-        let place = match whole {
-            DeviceLimits::OWN_SEGMENT_BYTES_MIN.. => own_segment(whole),
-            _ => self.0.cut(whole),
-        };
-        match place {
-            Ok((segment, offset, allocation)) => {
-                let heap = Rc::clone(&self.0);
-                let charged = Cell::new(whole);
-                let block = Block { heap, segment, offset, bytes, whole, charged, allocation };
-                Ok(Range(Rc::new(block)))
-            }
-            Err(error) => {
-                self.0.give(whole);
-                Err(error)
-            }
+        self.0.uses.update(|uses| uses + 1);
+        if bytes >= self.0.own_segment_bytes_min() {
+            let whole = page_multiple(bytes);
+            let charge = Charge::new(&self.0.budget, whole)?;
+            return Ok(self.0.range(own_segment(whole)?, bytes, whole, charge));
         }
+        self.0.shared_range(bytes)
     }
 
     /// As [`Self::alloc`], for bytes that arrive little by little. Of a large range nothing is
     /// charged yet: its pages come into being when they are written, which [`Range::charge`] is to
-    /// be told before.
+    /// be told before. If it can be, it is memory whose pages are there already.
     ///
     /// # Errors
     ///
     /// Those of [`Self::alloc`].
     pub fn reserve(&self, bytes: u64) -> Result<Range, DeviceError> {
-        if bytes < DeviceLimits::OWN_SEGMENT_BYTES_MIN {
+        if bytes < self.0.own_segment_bytes_min() {
             return self.alloc(bytes);
         }
         let budget = &self.0.budget;
-        if bytes > DeviceLimits::ALLOCATION_BYTES_MAX.min(budget.limit) {
-            return Err(budget.refusal(bytes, budget.used()));
+        if bytes > DeviceLimits::ALLOCATION_BYTES_MAX.min(budget.reach(true)) {
+            return Err(budget.refusal(bytes));
         }
-        let whole = bytes.next_multiple_of(DeviceLimits::UNIT_BYTES);
-        let (segment, offset, allocation) = own_segment(whole)?;
-        let heap = Rc::clone(&self.0);
-        let charged = Cell::new(0);
-        Ok(Range(Rc::new(Block { heap, segment, offset, bytes, whole, charged, allocation })))
+        self.0.uses.update(|uses| uses + 1);
+        if let Some((segment, charge)) = self.0.take_kept(bytes) {
+            let whole = to_u64(segment.mapping().bytes());
+            return Ok(self.0.range((segment, 0, None), bytes, whole, charge));
+        }
+        let whole = page_multiple(bytes);
+        match own_segment(whole) {
+            Ok(place) => Ok(self.0.range(place, bytes, whole, Charge::none(budget))),
+            // Of descriptors and mappings there are only so many.
+            Err(_) if bytes < DeviceLimits::OWN_SEGMENT_BYTES_MIN => self.0.shared_range(bytes),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes a block that waited in the graveyard usable again.
-    pub(super) fn free(&self, freed: &Freed) {
+    pub(super) fn free(&self, freed: Freed) {
         self.0.free(freed);
+    }
+
+    /// Makes staged memory part of this heap, in the place of `old`, of the same length. The two
+    /// exchange what they have taken from their budgets, and what `old` has goes to the staging
+    /// heap when it is freed. `None` where the staged memory cannot be had.
+    pub(super) fn adopt(&self, old: &Block, staged: &Range) -> Option<Range> {
+        let block = &staged.0;
+        let fits = block.is_stageds_own() && old.bytes == block.bytes && self.owns(old);
+        if !fits || Rc::strong_count(block) > 1 {
+            return None;
+        }
+        let (mut ours, mut theirs) = (old.charge.borrow_mut(), block.charge.borrow_mut());
+        if theirs.bytes() < block.whole {
+            return None;
+        }
+        ours.raise(block.whole, false).ok()?;
+        ours.lower(block.whole);
+        theirs.lower(old.whole);
+        std::mem::swap(&mut *ours, &mut *theirs);
+        drop((ours, theirs));
+        let staging = block.heap.replace(Rc::clone(&self.0));
+        // A block that was adopted, or replaced, has its staging heap: the same client's.
+        let _ = old.staging.set(Rc::clone(&staging));
+        let _ = block.staging.set(staging);
+        Some(Range(Rc::clone(block)))
+    }
+
+    /// Bytes of segments that nobody uses and that are kept for the next long blobs.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.0.kept_bytes.get()
+    }
+
+    /// To be called now and then after the heap was used, until it returns false: gives back what
+    /// is kept after [`DeviceLimits::KEPT_TIME_MAX`] without use, or where others need it. Returns
+    /// whether there is more to come.
+    pub fn tick(&self, now: Instant) -> bool {
+        let HeapState { budget, areas, kept, uses, seen, .. } = &*self.0;
+        if kept.borrow().is_empty() && areas.borrow().is_empty() {
+            return false;
+        }
+        let uses = uses.get();
+        let since = seen.get().filter(|(then, _)| *then == uses).map_or(now, |(_, since)| since);
+        seen.set(Some((uses, since)));
+        let rests = now.saturating_duration_since(since) >= DeviceLimits::KEPT_TIME_MAX;
+        if rests || budget.is_short() {
+            self.0.let_go();
+        }
+        !rests
     }
 }
 
 type Place = (Rc<Segment>, u64, Option<Allocation>);
 
+fn page_multiple(bytes: u64) -> u64 {
+    bytes.next_multiple_of(to_u64(rustix::param::page_size()))
+}
+
 fn own_segment(bytes: u64) -> Result<Place, DeviceError> {
-    let page = to_u64(rustix::param::page_size());
-    Ok((Segment::create("outboard-region", bytes.next_multiple_of(page))?, 0, None))
+    Ok((Segment::create("outboard-region", bytes)?, 0, None))
 }
 
 impl HeapState {
+    fn own_segment_bytes_min(&self) -> u64 {
+        match self.kind {
+            Kind::Staging if Segment::count() < DeviceLimits::STAGED_SEGMENTS_MAX => {
+                DeviceLimits::STAGED_SEGMENT_BYTES_MIN
+            }
+            _ => DeviceLimits::OWN_SEGMENT_BYTES_MIN,
+        }
+    }
+
+    fn range(self: &Rc<Self>, place: Place, bytes: u64, whole: u64, charge: Charge) -> Range {
+        let (segment, offset, allocation) = place;
+        let (heap, charge) = (RefCell::new(Rc::clone(self)), RefCell::new(charge));
+        let staging = OnceCell::new();
+        let block = Block { heap, segment, offset, bytes, whole, charge, allocation, staging };
+        Range(Rc::new(block))
+    }
+
+    /// A part of a segment that others share.
+    fn shared_range(self: &Rc<Self>, bytes: u64) -> Result<Range, DeviceError> {
+        let whole = bytes.max(1).next_multiple_of(DeviceLimits::UNIT_BYTES);
+        let charge = Charge::new(&self.budget, whole)?;
+        Ok(self.range(self.cut(whole)?, bytes, whole, charge))
+    }
+
     fn cut(&self, whole: u64) -> Result<Place, DeviceError> {
         let units = u32::try_from(whole / DeviceLimits::UNIT_BYTES).expect("below a segment");
         let mut areas = self.areas.borrow_mut();
         for area in areas.values_mut() {
             if let Some(place) = area.cut(units) {
+                self.budget.unkeep(std::mem::take(&mut area.kept));
                 return Ok(place);
             }
         }
@@ -368,36 +260,88 @@ impl HeapState {
         Ok(place)
     }
 
-    fn free(&self, freed: &Freed) {
-        self.give(freed.charged);
-        let Some(allocation) = freed.allocation else { return };
+    fn free(&self, freed: Freed) {
+        let Some(allocation) = freed.allocation else { return self.free_segment(freed) };
         let mut areas = self.areas.borrow_mut();
         let area = areas.get_mut(&freed.segment.id()).expect("an area outlives its blocks");
         area.allocator.free(allocation);
         area.used -= freed.whole;
-        if area.used == 0 && areas.values().filter(|area| area.used == 0).nth(1).is_some() {
+        if area.used > 0 {
+            return;
+        }
+        drop(freed.charge);
+        let goes = match self.kind {
+            Kind::Staging if self.budget.keep(area.top) => {
+                area.kept = area.top;
+                false
+            }
+            Kind::Staging => true,
+            Kind::Device(_) | Kind::Scratch => {
+                areas.values().filter(|area| area.used == 0).nth(1).is_some()
+            }
+        };
+        if goes {
             let emptied = areas.remove(&freed.segment.id());
             drop(areas);
             drop(emptied);
         }
     }
 
-    fn give(&self, bytes: u64) {
-        self.used.update(|used| used - bytes);
-        self.budget.give(bytes);
+    /// A segment of its own goes to the client's staging, if it has been there, and is as good as
+    /// new memory there.
+    fn free_segment(&self, freed: Freed) {
+        let Freed { segment, charge, staging, .. } = freed;
+        drop(charge);
+        match (staging, &self.kind) {
+            (Some(staging), _) => staging.keep(segment),
+            (None, Kind::Staging) => self.keep(segment),
+            (None, _) => {}
+        }
+    }
+
+    /// Keeps a segment whose pages exist, within bounds.
+    fn keep(&self, segment: Rc<Segment>) {
+        let bytes = to_u64(segment.mapping().bytes());
+        let room = DeviceLimits::KEPT_BYTES_MAX.saturating_sub(self.kept_bytes.get());
+        if segment.is_warm() && bytes <= room && self.budget.keep(bytes) {
+            self.kept_bytes.update(|kept| kept + bytes);
+            self.kept.borrow_mut().push(segment);
+        }
+    }
+
+    /// The kept segment that fits best, charged to the budget.
+    fn take_kept(&self, bytes: u64) -> Option<(Rc<Segment>, Charge)> {
+        let mut kept = self.kept.borrow_mut();
+        let most = bytes.saturating_add(bytes / DeviceLimits::KEPT_WASTE_DIVISOR);
+        let lengths = kept.iter().map(|segment| to_u64(segment.mapping().bytes()));
+        let fits = lengths.enumerate().filter(|(_, length)| (bytes..=most).contains(length));
+        let (best, length) = fits.min_by_key(|(_, length)| *length)?;
+        let segment = kept.swap_remove(best);
+        self.kept_bytes.update(|kept| kept - length);
+        self.budget.unkeep(length);
+        Some((segment, Charge::new(&self.budget, length).ok()?))
+    }
+
+    /// Gives back what nobody uses.
+    fn let_go(&self) {
+        self.budget.unkeep(self.kept_bytes.take());
+        let segments = std::mem::take(&mut *self.kept.borrow_mut());
+        let areas = self.areas.borrow_mut().extract_if(.., |_, area| area.used == 0).collect();
+        let areas: Vec<(u64, Area)> = areas;
+        self.budget.unkeep(areas.iter().map(|(_, area)| area.kept).sum());
+        drop((segments, areas));
     }
 }
 
 impl Drop for HeapState {
-    /// Blocks that still wait in the graveyard of a device that is gone.
     fn drop(&mut self) {
-        self.budget.give(self.used.get());
+        self.let_go();
     }
 }
 
 impl fmt::Debug for Heap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Heap({} bytes)", self.0.used.get())
+        write!(f, "Heap({} areas)", self.0.areas.borrow().len())
     }
 }
 
@@ -407,28 +351,33 @@ impl Area {
         let units = DeviceLimits::SEGMENT_BYTES / DeviceLimits::UNIT_BYTES;
         let units = u32::try_from(units).expect("a segment has few units");
         let allocations = DeviceLimits::SEGMENT_ALLOCATIONS_MAX;
-        Ok(Area { segment, allocator: Allocator::with_max_allocs(units, allocations), used: 0 })
+        let allocator = Allocator::with_max_allocs(units, allocations);
+        Ok(Area { segment, allocator, used: 0, top: 0, kept: 0 })
     }
 
     fn cut(&mut self, units: u32) -> Option<Place> {
         let allocation = self.allocator.allocate(units)?;
-        self.used += u64::from(units) * DeviceLimits::UNIT_BYTES;
+        let bytes = u64::from(units) * DeviceLimits::UNIT_BYTES;
         let offset = u64::from(allocation.offset) * DeviceLimits::UNIT_BYTES;
+        self.used += bytes;
+        self.top = self.top.max(offset + bytes);
         Some((Rc::clone(&self.segment), offset, Some(allocation)))
     }
 }
 
 /// Memory of a heap, returned to it when the last owner lets go.
 pub(super) struct Block {
-    heap: Rc<HeapState>,
+    /// Changes when the block is adopted.
+    heap: RefCell<Rc<HeapState>>,
     segment: Rc<Segment>,
     offset: u64,
     bytes: u64,
-    /// `bytes` rounded up to units.
+    /// `bytes` rounded up: to units, or to the length of its segment.
     whole: u64,
-    /// What it has taken from the budget.
-    charged: Cell<u64>,
+    charge: RefCell<Charge>,
     allocation: Option<Allocation>,
+    /// The staging heap of the client, for a segment that has come from there or goes there.
+    staging: OnceCell<Rc<HeapState>>,
 }
 
 impl Block {
@@ -438,6 +387,11 @@ impl Block {
 
     pub(super) fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Whether it is staged memory in a segment of its own.
+    fn is_stageds_own(&self) -> bool {
+        self.allocation.is_none() && matches!(self.heap.borrow().kind, Kind::Staging)
     }
 
     fn address(&self, offset: u64, bytes: u64) -> NonNull<u8> {
@@ -464,13 +418,20 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let segment = Rc::clone(&self.segment);
+        let heap = Rc::clone(&self.heap.borrow());
+        let charge = self.charge.replace(Charge::none(&heap.budget));
+        let (segment, staging) = (Rc::clone(&self.segment), self.staging.take());
         let (offset, whole, allocation) = (self.offset, self.whole, self.allocation);
-        let freed = Freed { segment, offset, whole, charged: self.charged.get(), allocation };
-        let large = whole >= DeviceLimits::DISCARD_BYTES_MIN && allocation.is_some();
-        match &self.heap.grave {
-            Some(grave) if large && !grave.is_closed() => grave.push(Dead::Block(freed)),
-            _ => self.heap.free(&freed),
+        let freed = Freed { segment, offset, whole, charge, allocation, staging };
+        let waits = match freed.allocation {
+            Some(_) => whole >= DeviceLimits::DISCARD_BYTES_MIN,
+            None => freed.staging.is_some(),
+        };
+        match &heap.kind {
+            Kind::Device(grave) if waits && !grave.is_closed() => grave.push(Dead::Block(freed)),
+            // A worker that is about to be killed may still write there.
+            Kind::Device(_) if freed.is_segment() => drop(freed),
+            _ => heap.free(freed),
         }
     }
 }
@@ -486,8 +447,16 @@ pub(super) struct Freed {
     pub(super) segment: Rc<Segment>,
     pub(super) offset: u64,
     pub(super) whole: u64,
-    charged: u64,
+    charge: Charge,
     allocation: Option<Allocation>,
+    staging: Option<Rc<HeapState>>,
+}
+
+impl Freed {
+    /// Whether it is a whole segment, which others will write at once.
+    pub(super) fn is_segment(&self) -> bool {
+        self.allocation.is_none()
+    }
 }
 
 /// A piece of shared memory, returned to its heap when dropped.
@@ -512,12 +481,13 @@ impl Range {
     ///
     /// [`DeviceError::OutOfMemory`] past the budget.
     pub fn charge(&self, bytes: u64) -> Result<(), DeviceError> {
-        let Block { heap, charged, whole, .. } = &*self.0;
+        let Block { charge, whole, segment, .. } = &*self.0;
+        let draws = self.0.allocation.is_none();
         let wanted = bytes.next_multiple_of(DeviceLimits::CHARGE_BYTES).min(*whole);
-        let more = wanted.saturating_sub(charged.get());
-        heap.budget.take(more)?;
-        heap.used.update(|used| used + more);
-        charged.update(|charged| charged + more);
+        charge.borrow_mut().raise(wanted, draws)?;
+        if draws {
+            segment.warm_up(wanted);
+        }
         Ok(())
     }
 
@@ -609,6 +579,90 @@ mod tests {
         }
     }
 
+    fn filled(heap: &Heap, bytes: u64) -> Range {
+        let range = heap.reserve(bytes).unwrap();
+        for filled in (0..=bytes).step_by(1 << 20).chain([bytes]) {
+            range.charge(filled).unwrap();
+        }
+        range
+    }
+
+    #[test]
+    fn segment_that_was_filled_is_used_again_where_little_is_wasted() {
+        let (heap, budget) = heap(100 << 20);
+        let first = filled(&heap, 8 << 20);
+        let id = first.block().segment.id();
+        drop(first);
+        assert_eq!((budget.used(), budget.kept(), heap.kept_bytes()), (0, 8 << 20, 8 << 20));
+        for bytes in [6 << 20, (8 << 20) + 1] {
+            assert_ne!(filled(&heap, bytes).block().segment.id(), id, "{bytes}");
+        }
+        let again = heap.reserve(7 << 20).unwrap();
+        assert_eq!((again.block().segment.id(), again.bytes()), (id, 7 << 20));
+        assert_eq!(budget.used(), 8 << 20, "its pages are there");
+        drop(again);
+        drop(heap);
+        assert_eq!((budget.used(), budget.kept()), (0, 0));
+    }
+
+    #[test]
+    fn segment_that_was_not_filled_is_not_kept() {
+        let (heap, budget) = heap(100 << 20);
+        let range = heap.reserve(8 << 20).unwrap();
+        range.charge(4 << 20).unwrap();
+        drop(range);
+        assert_eq!((budget.used(), budget.kept()), (0, 0));
+    }
+
+    #[test]
+    fn kept_segments_are_bounded_and_make_way() {
+        let (heap, budget) = heap(100 << 20);
+        let ranges: Vec<Range> = (0..3).map(|_| filled(&heap, 30 << 20)).collect();
+        drop(ranges);
+        assert_eq!(budget.kept(), 90 << 20);
+        let other = Heap::new(Arc::clone(&budget));
+        let large = filled(&other, 80 << 20);
+        let now = Instant::now();
+        assert!(heap.tick(now));
+        assert_eq!(budget.kept(), 0, "others come first");
+        drop(filled(&heap, 10 << 20));
+        assert_eq!(budget.kept(), 10 << 20);
+        drop(filled(&other, 15 << 20));
+        assert_eq!(other.kept_bytes(), 0, "there is no room to keep it");
+        drop(large);
+    }
+
+    #[test]
+    fn kept_memory_goes_after_a_time_without_use() {
+        let (heap, budget) = heap(100 << 20);
+        drop((filled(&heap, 8 << 20), heap.alloc(1 << 16).unwrap()));
+        assert_eq!(budget.kept(), (8 << 20) + (1 << 16));
+        let begin = Instant::now();
+        let later = begin + DeviceLimits::KEPT_TIME_MAX;
+        assert!(heap.tick(begin));
+        drop(heap.alloc(1 << 16).unwrap());
+        assert!(heap.tick(later), "it was used in between");
+        assert_eq!(heap.kept_bytes(), 8 << 20);
+        assert!(!heap.tick(later + DeviceLimits::KEPT_TIME_MAX));
+        assert_eq!((budget.used(), budget.kept(), heap.kept_bytes()), (0, 0, 0));
+        assert!(!heap.tick(later + DeviceLimits::KEPT_TIME_MAX));
+    }
+
+    #[test]
+    fn blob_beyond_the_staging_budget_draws_on_that_of_the_buffers() {
+        let buffers = Arc::new(Budget::new(100 << 20));
+        let staging = Arc::new(Budget::of_staging(4 << 20, Arc::clone(&buffers)));
+        let heap = Heap::new(Arc::clone(&staging));
+        let range = filled(&heap, 40 << 20);
+        assert_eq!((staging.used(), buffers.used()), (4 << 20, 36 << 20));
+        assert!(heap.alloc(1000).is_err(), "short ones do not");
+        assert!(heap.reserve(105 << 20).is_err());
+        let more = heap.reserve(90 << 20).unwrap();
+        assert!(matches!(more.charge(70 << 20), Err(DeviceError::OutOfMemory { .. })));
+        drop((range, more));
+        assert_eq!((staging.used(), buffers.used()), (0, 0));
+    }
+
     #[test]
     fn budget_is_shared_by_heaps_and_returned_by_ranges() {
         let (heap, budget) = heap(1 << 20);
@@ -616,7 +670,7 @@ mod tests {
         let range = heap.alloc(1 << 19).unwrap();
         let error = other.alloc((1 << 19) + 1).unwrap_err();
         let DeviceError::OutOfMemory { asked, free, limit } = error else { panic!("{error}") };
-        assert_eq!((asked, free, limit), ((1 << 19) + 128, 1 << 19, 1 << 20));
+        assert_eq!((asked, free, limit), ((1 << 19) + 4096, 1 << 19, 1 << 20));
         drop(range);
         assert!(other.alloc(1 << 20).is_ok());
     }

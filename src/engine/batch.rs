@@ -3,7 +3,7 @@
 //! Absent: the meaning of commands (`mod.rs` and the files beside it).
 
 use std::cell::OnceCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -147,6 +147,8 @@ pub struct Batch<'t> {
     pub(super) compiling_next: usize,
     /// The last command that has an output.
     last_output: OnceCell<Option<usize>>,
+    /// Blobs that more than one command names.
+    named_twice: OnceCell<HashSet<Digest>>,
     output: Output,
     failure: Option<Failure>,
     failures_more: usize,
@@ -180,22 +182,29 @@ impl<'t> Batch<'t> {
             compiling: HashMap::new(),
             compiling_next: 0,
             last_output: OnceCell::new(),
+            named_twice: OnceCell::new(),
             output: Output::Empty,
             failure: None,
             failures_more: 0,
         })
     }
 
+    /// Whether more than one command names the blob.
+    pub(super) fn names_twice(&self, blob: &Digest) -> bool {
+        let named_twice = self.named_twice.get_or_init(|| {
+            let mut once = HashSet::new();
+            let sources = self.requests.iter().filter_map(|request| source(&request.command));
+            sources.filter(|source| !once.insert(*source)).collect()
+        });
+        named_twice.contains(blob)
+    }
+
     /// The command that [`Progress::Forward`] spoke of, as text, and the blob that it names.
     #[must_use]
     pub fn forward(&self) -> (String, Option<NamedBytes>) {
         let Some(request) = self.requests.get(self.next) else { return (String::new(), None) };
-        let digest = match &request.command {
-            Command::CopyIn(c) => Some(c.source),
-            Command::ProgramAlloc(c) => Some(c.source),
-            _ => None,
-        };
-        let blob = digest.and_then(|d| Some((d, self.blobs.find(&d).ok()?.to_private())));
+        let blob = source(&request.command)
+            .and_then(|d| Some((d, self.blobs.find(&d).ok()?.to_private())));
         (format!("[{request}]"), blob)
     }
 
@@ -269,6 +278,15 @@ impl<'t> Batch<'t> {
         };
         let message = format!("command {index} ({command}): {cause}{more}");
         Reply::Failed(reply::RemoteException { message: &message }.to_string())
+    }
+}
+
+/// The blob that a command names.
+fn source(command: &Command<'_>) -> Option<Digest> {
+    match command {
+        Command::CopyIn(c) => Some(c.source),
+        Command::ProgramAlloc(c) => Some(c.source),
+        _ => None,
     }
 }
 

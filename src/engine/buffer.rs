@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::batch::{Blob, Output, Pending, UseOfOutput};
+use super::batch::{Batch, Blob, Output, Pending, UseOfOutput};
 use super::session::{SessionId, Thing};
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
 use crate::device::{Region, Source, Span};
@@ -19,6 +19,11 @@ pub(super) struct Buffer {
 impl Buffer {
     pub(super) fn span(&self) -> Span<'_> {
         Span::new(&self.region, self.offset, self.bytes).expect("views are checked when made")
+    }
+
+    /// Whether it is all of its region, to which nobody else refers: no view, no graph, no output.
+    fn is_sole(&self) -> bool {
+        self.bytes == self.region.bytes() && Rc::strong_count(&self.region) == 1
     }
 }
 
@@ -87,14 +92,16 @@ impl Engine {
         if known { DONE } else { Err(Cause::BufferUnknown { buffer: number.0 }.into()) }
     }
 
+    /// A blob that fills a whole buffer may become its memory. Otherwise it is copied.
     pub(super) fn copy_in(
         &mut self,
         at: SessionId,
-        number: BufferNumber,
-        blob: &Blob,
+        c: &command::CopyIn,
+        batch: &Batch<'_>,
     ) -> Result<Step, Stop> {
+        let (number, blob) = (c.buffer, batch.blobs.find(&c.source)?);
         let session = self.device(at)?;
-        let buffer = session.buffer(number)?.clone();
+        let buffer = session.buffer(number)?;
         if blob.bytes() != buffer.bytes {
             return Err(Cause::Length {
                 what: "the blob".to_owned(),
@@ -104,12 +111,25 @@ impl Engine {
             }
             .into());
         }
+        let is_sole = buffer.is_sole();
+        let buffer = buffer.clone();
+        let is_own = session.belongs_to(batch.owner);
         let device = session.open_device()?;
         match blob {
             Blob::Private(bytes) => {
                 device.copy_in(buffer.span(), Source::Bytes(bytes))?;
             }
             Blob::Staged(range) => {
+                // Another's blob, or one that is needed more than once, has to stay as it is.
+                let may = is_sole && is_own && Rc::strong_count(range) == 1;
+                if may
+                    && !batch.names_twice(&c.source)
+                    && let Some(region) = device.adopt(&buffer.region, range)
+                {
+                    let buffer = Buffer { region: Rc::new(region), ..buffer };
+                    session.buffers.insert(number, buffer);
+                    return DONE;
+                }
                 let fence = device.copy_in(buffer.span(), Source::Staged(range))?;
                 session.keep_staged(fence, Rc::clone(range));
             }

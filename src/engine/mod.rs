@@ -140,7 +140,7 @@ impl Engine {
             Command::BufferFree(c) => self.buffer_free(at, c.buffer),
             Command::BufferIovas(_) => self.unsupported_rdma("BufferIOVAS"),
             Command::BufferOffset(c) => self.buffer_offset(at, c),
-            Command::CopyIn(c) => self.copy_in(at, c.buffer, batch.blobs.find(&c.source)?),
+            Command::CopyIn(c) => self.copy_in(at, c, batch),
             Command::CopyOut(c) => self.copy_out(at, c.buffer, batch.use_of_output()),
             Command::Event(c) => self.event_set(at, &request.session, c),
             Command::GetProperties => self.properties(at),

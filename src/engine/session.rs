@@ -102,6 +102,11 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// Whether `owner` opened it.
+    pub(super) fn belongs_to(&self, owner: Owner) -> bool {
+        self.owner == owner
+    }
+
     pub(super) fn lost(&self) -> Option<&DeviceError> {
         self.lost.as_ref()
     }

@@ -1,5 +1,7 @@
 //! The engine on null devices: what commands mean, what failures leave behind.
 
+mod adoption;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

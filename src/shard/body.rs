@@ -54,7 +54,6 @@ pub(super) struct Body<'c> {
     /// The last complete blob: text if no other follows.
     last: Option<(Digest, Destination)>,
     blobs: Blobs,
-    staged_bytes: u64,
 }
 
 impl<'c> Body<'c> {
@@ -71,7 +70,6 @@ impl<'c> Body<'c> {
             current: None,
             last: None,
             blobs: Blobs::default(),
-            staged_bytes: 0,
         }
     }
 
@@ -109,11 +107,6 @@ impl<'c> Body<'c> {
                 Event::NeedMore => return Ok(()),
             }
         }
-    }
-
-    /// Bytes that went to staging memory, or were promised for it.
-    pub(super) fn staged_bytes(&self) -> u64 {
-        self.staged_bytes
     }
 
     /// The command text, and the blobs before it.
@@ -154,7 +147,6 @@ impl<'c> Body<'c> {
                     .staging
                     .reserve(bytes)
                     .map_err(|cause| BodyError::Staging { bytes, cause })?;
-                self.staged_bytes += bytes;
                 Destination::Staged { range, filled: 0 }
             }
         };

@@ -159,6 +159,7 @@ impl Shard {
         let mut busy = false;
         for connection in self.connections.borrow().values() {
             busy |= connection.deadline.get().is_some() || connection.in_batch.get();
+            busy |= connection.staging.tick(now);
             if connection.deadline.get().is_some_and(|deadline| deadline <= now) {
                 connection.timed_out.set(true);
                 connection.handle.stop_receiving();

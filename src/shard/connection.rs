@@ -32,12 +32,15 @@ pub(super) struct ConnectionEntry {
     pub(super) in_batch: Cell<bool>,
     /// Nothing of a request has arrived.
     pub(super) idle: Cell<bool>,
+    /// Memory that long blobs are received into.
+    pub(super) staging: Heap,
     pub(super) timed_out: Cell<bool>,
 }
 
 impl ConnectionEntry {
-    pub(super) fn new(handle: Handle) -> ConnectionEntry {
+    pub(super) fn new(handle: Handle, staging: Heap) -> ConnectionEntry {
         ConnectionEntry {
+            staging,
             cancel: Cancel::default(),
             handle,
             deadline: Cell::new(None),
@@ -94,20 +97,18 @@ struct Connection {
     owner: Owner,
     http: http::Connection,
     input: Input,
-    /// Memory that long blobs are received into.
-    staging: Heap,
     /// Bytes since the last time that others had their turn.
     taken: usize,
 }
 
 /// Serves a connection to its end, then ends the sessions that it opened.
 pub(super) async fn serve(shard: Rc<Shard>, socket: Socket, owner: Owner) {
-    let entry = Rc::new(ConnectionEntry::new(socket.handle()));
+    let staging = Heap::new(Arc::clone(&shard.config.staging));
+    let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
     let mut connection = Connection {
         http: http::Connection::new(shard.config.http),
         input: Input { buffer: vec![0; shard.config.shard.receive_bytes].into(), start: 0, end: 0 },
-        staging: Heap::new(Arc::clone(&shard.config.staging)),
         shard: Rc::clone(&shard),
         socket,
         entry,
@@ -220,7 +221,7 @@ impl Connection {
 
     async fn arrive_body(&mut self, length: BodyLength) -> io::Result<Arrived> {
         let shard = Rc::clone(&self.shard);
-        let staging = self.staging.clone();
+        let staging = self.entry.staging.clone();
         let mut body = Body::new(&shard.config, &staging, length);
         loop {
             let run = usize::try_from(self.http.body_run()).unwrap_or(usize::MAX);
@@ -259,9 +260,6 @@ impl Connection {
                 }
                 Event::End => {
                     self.input.consume(consumed);
-                    if body.staged_bytes() > shard.config.shard.staging_kept_bytes_max {
-                        self.staging = Heap::new(Arc::clone(&shard.config.staging));
-                    }
                     return Ok(match body.finish() {
                         Ok((text, blobs)) => Arrived::Batch(text, blobs),
                         Err(error) => bad_body(&error),

@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
+mod adopt;
 mod faults;
 mod figures;
 mod rig;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a process under test is there, and /proc is well-formed")]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 
 /// What a server holds of the machine.
 #[derive(Debug)]
@@ -42,6 +43,28 @@ pub(crate) fn read_of_tasks(pid: u32, file: &str) -> Vec<String> {
         .unwrap()
         .filter_map(|task| fs::read_to_string(task.ok()?.path().join(file)).ok())
         .collect()
+}
+
+/// Bytes of memory of a server and its workers: pages of the files that they share, each counted
+/// once, and what each has for itself.
+pub(crate) fn resident_bytes(pid: u32) -> u64 {
+    let shared: std::collections::BTreeMap<u64, u64> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        // Descriptors may be closed meanwhile.
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let file = fs::read_link(&path).ok()?.to_string_lossy().contains("memfd:outboard");
+            fs::metadata(&path).ok().filter(|_| file)
+        })
+        .map(|file| (file.ino(), file.blocks() * 512))
+        .collect();
+    let private = |pid: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        kib.and_then(|kib| kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) << 10
+    };
+    let processes = children_of(pid).into_iter().chain([pid.to_string()]);
+    shared.into_values().sum::<u64>() + processes.map(|pid| private(&pid)).sum::<u64>()
 }
 
 fn children_of(pid: u32) -> Vec<String> {
