@@ -310,8 +310,8 @@ impl Client {
     fn launch(&self, hash: &str, wait: bool) -> String {
         let wait = if wait { "True" } else { "False" };
         format!(
-            "ProgramExec(name='tiny', datahash='{hash}', bufs=(1, 0), vals=(), global_size=None, \
-             local_size=None, wait={wait}, session={})",
+            "ProgramExec(session={}, name='tiny', datahash='{hash}', bufs=(1, 0), vals=(), \
+             global_size=None, local_size=None, wait={wait})",
             self.session
         )
     }

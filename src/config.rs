@@ -92,7 +92,7 @@ impl Default for HttpLimits {
 pub struct EngineLimits {
     /// Buffers of one session, views included. Each costs about 100 bytes of the server's memory.
     pub buffers_per_session_max: usize,
-    /// Commands that run before others get their turn: at well under a microsecond each, this
+    /// Commands that run before others get their turn: at a fifth of a microsecond each, this
     /// bounds the delay of others to about 100 microseconds.
     pub commands_per_slice: usize,
     /// Compilations of one batch under way at once, so that one client does not fill the queue.
@@ -120,7 +120,7 @@ impl Default for EngineLimits {
     fn default() -> Self {
         EngineLimits {
             buffers_per_session_max: 1 << 20,
-            commands_per_slice: 256,
+            commands_per_slice: 512,
             compilations_ahead_max: 32,
             events_per_session_max: 1 << 16,
             graph_nodes_max: 1 << 16,
@@ -132,6 +132,13 @@ impl Default for EngineLimits {
             wait_time_max: Duration::from_secs(290),
         }
     }
+}
+
+impl EngineLimits {
+    /// Memory that a shard keeps for the commands of its next batch. 10,000 launches take 1 MiB.
+    pub const BATCH_BYTES_KEPT_MAX: usize = 4 << 20;
+    /// The same, for the sessions that a batch names.
+    pub const BATCH_SESSIONS_KEPT_MAX: usize = 1 << 10;
 }
 
 /// Limits of connections and of the memory that they hold. See `shard`.
@@ -312,6 +319,9 @@ impl DeviceLimits {
     pub const RING_CALL_BYTES: usize = Self::RING_BYTES / 4;
     /// The longest packet that lies in the ring; longer ones lie in scratch memory.
     pub const PACKET_BYTES_MAX: usize = 16 << 10;
+    /// Packets that a worker gets to see together while the server queues more: making one visible
+    /// costs as much as ten.
+    pub const PACKETS_HELD_BACK_MAX: u32 = 32;
     /// Bytes for the outcome of one load, message included.
     pub const LOAD_STATUS_BYTES: u64 = 1 << 10;
     /// Timed work whose duration nobody has asked for yet. The oldest is given up for a new one.

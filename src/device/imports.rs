@@ -5,6 +5,7 @@
 //! through the socket, in the order of the import packets; what the socket does not take at once
 //! is sent later, and a worker that finds none rings the doorbell and waits.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -23,6 +24,8 @@ use super::slot::{Graveyard, Slots};
 pub(super) struct Imports {
     slots: Slots,
     by_segment: BTreeMap<u64, Import>,
+    /// The segment that was found last, which most memory of a session lies in, and its number.
+    found: Cell<Option<(u64, u32)>>,
     unsent: VecDeque<Unsent>,
 }
 
@@ -40,7 +43,14 @@ struct Unsent {
 impl Imports {
     /// The segment's number in the worker's table, if it has one.
     pub(super) fn find(&self, segment: u64) -> Option<u32> {
-        self.by_segment.get(&segment).map(|import| import.slot)
+        if let Some((found, slot)) = self.found.get()
+            && found == segment
+        {
+            return Some(slot);
+        }
+        let slot = self.by_segment.get(&segment)?.slot;
+        self.found.set(Some((segment, slot)));
+        Some(slot)
     }
 
     /// Whether the worker has the segment, and cannot write it.
@@ -69,6 +79,7 @@ impl Imports {
 
     /// The segment is gone. Its number, if it had one, is free for packets queued from now on.
     pub(super) fn remove(&mut self, segment: u64) -> Option<u32> {
+        self.found.set(None);
         let Import { slot, .. } = self.by_segment.remove(&segment)?;
         self.slots.give(slot);
         Some(slot)

@@ -186,7 +186,7 @@ impl Isolated {
         words.clear();
         packet.encode(&mut words);
         let fence = if size_of_val(words.as_slice()) <= DeviceLimits::PACKET_BYTES_MAX {
-            self.push(&words, units)
+            self.push(&[&words], units)
         } else {
             self.enqueue_elsewhere(&words, units)
         };
@@ -204,16 +204,14 @@ impl Isolated {
         let at = self.address(range.block(), 0)?;
         let mut indirect = Vec::with_capacity(4);
         Packet::Indirect { at, words: to_u64(words.len()) }.encode(&mut indirect);
-        let fence = self.push(&indirect, units)?;
+        let fence = self.push(&[&indirect], units)?;
         self.hold(fence, &range);
         Ok(fence)
     }
 
-    fn push(&mut self, words: &[u64], units: u64) -> Result<Fence, DeviceError> {
+    fn push(&mut self, parts: &[&[u64]], units: u64) -> Result<Fence, DeviceError> {
         let full = || DeviceError::Failed { what: "queue", why: "no room for a call".to_owned() };
-        let packet = self.ring.push(words, units).ok_or_else(full)?;
-        self.ring.publish();
-        Ok(Fence(packet))
+        self.ring.push_parts(parts, units).map(Fence).ok_or_else(full)
     }
 
     /// Keeps scratch memory until the worker is past `fence`.
@@ -235,7 +233,7 @@ impl Isolated {
         let bytes = to_u64(segment.mapping().bytes());
         let mut words = Vec::with_capacity(4);
         Packet::Import { segment: slot, bytes, writable }.encode(&mut words);
-        self.push(&words, 0)?;
+        self.push(&[&words], 0)?;
         self.send_imports();
         Ok(slot)
     }
@@ -374,6 +372,7 @@ impl Device for Isolated {
         if self.lost.is_some() || self.ring.ensure(DeviceLimits::RING_BYTES / 2) {
             return None;
         }
+        self.ring.publish();
         self.ring.room(DeviceLimits::RING_BYTES / 2).map(Fence)
     }
 
@@ -486,13 +485,17 @@ impl Device for Isolated {
         args.extend(launch.values.iter().copied().map(int_word));
         let (buffers, values) = args.split_at(launch.buffers.len());
         let program = launch.program.0.index();
-        let fence = self.enqueue_timed(launch.timed, 1, |timer| Packet::Launch {
-            program,
-            timer,
-            buffers,
-            values,
-        });
+        let timer = launch.timed.then(|| self.timers.next());
+        let fence = match packet::launch_head(program, timer, buffers, values) {
+            head if size_of_val(&head) + size_of_val(&*args) <= DeviceLimits::PACKET_BYTES_MAX => {
+                self.push(&[&head, &args], 1)
+            }
+            _ => self.enqueue(&Packet::Launch { program, timer, buffers, values }, 1),
+        };
         self.args = args;
+        if let (Some(timer), Ok(fence)) = (timer, &fence) {
+            self.timers.started(*fence, timer);
+        }
         fence
     }
 
@@ -537,6 +540,9 @@ impl Device for Isolated {
         self.args = args;
         let fence = fence?;
         self.signals += shape.signals;
+        if shape.signals > 0 {
+            self.ring.publish();
+        }
         if shape.waits > 0 {
             self.watchdog.may_wait(fence);
         }
@@ -551,6 +557,8 @@ impl Device for Isolated {
         self.ready()?;
         self.enqueue(&Packet::Signal, 0)?;
         self.signals += 1;
+        // Others may wait for it, and nobody says when they do.
+        self.ring.publish();
         Ok(self.timeline())
     }
 
@@ -569,6 +577,10 @@ impl Device for Isolated {
         Fence(self.ring.submitted())
     }
 
+    fn submit(&mut self) {
+        self.ring.publish();
+    }
+
     fn poll(&mut self, now: Instant) -> Status {
         if self.lost.is_none() {
             self.look(now);
@@ -577,10 +589,12 @@ impl Device for Isolated {
             self.send_imports();
         }
         self.bury();
+        self.ring.publish();
         Status { completed: Fence(self.ring.completed()), lost: self.lost.clone() }
     }
 
     fn arm(&mut self, fence: Fence) {
+        self.ring.publish();
         let completed = self.ring.completed();
         let earlier = |armed: u64| armed > completed && armed <= fence.0;
         if fence.0 > completed && !self.armed.is_some_and(earlier) {

@@ -151,10 +151,10 @@ enum Work {
     Write { to: Part, bytes: Vec<u8> },
 }
 
-/// One fence's worth of work.
+/// Work, and the fence that is reached with it.
 struct Entry {
-    fence: u64,
-    work: VecDeque<Work>,
+    work: Work,
+    fence: Option<u64>,
 }
 
 /// What is queued on one device, and how far it has come.
@@ -166,21 +166,22 @@ struct Queue {
 }
 
 impl Queue {
-    /// Goes on with the first entry, to its end or to where it has to wait. False where nothing
-    /// could be done.
+    /// Goes on to the next fence, or to where the work has to wait. False where nothing could be
+    /// done.
     fn step(&mut self) -> bool {
-        let Some(mut entry) = self.entries.pop_front() else { return false };
         let mut progress = false;
-        while let Some(work) = entry.work.pop_front() {
+        while let Some(Entry { work, fence }) = self.entries.pop_front() {
             if let Some(work) = self.perform(work) {
-                entry.work.push_front(work);
-                self.entries.push_front(entry);
+                self.entries.push_front(Entry { work, fence });
                 return progress;
             }
             progress = true;
+            if let Some(fence) = fence {
+                self.completed = fence;
+                return true;
+            }
         }
-        self.completed = entry.fence;
-        true
+        progress
     }
 
     /// Gives work back that has to wait.
@@ -319,8 +320,10 @@ impl NullDevice {
 
     fn enqueue(&mut self, work: impl IntoIterator<Item = Work>) -> Fence {
         self.last += 1;
-        let work = work.into_iter().collect();
-        self.queue.borrow_mut().entries.push_back(Entry { fence: self.last, work });
+        let mut queue = self.queue.borrow_mut();
+        queue.entries.extend(work.into_iter().map(|work| Entry { work, fence: None }));
+        queue.entries.push_back(Entry { work: Work::Nothing, fence: Some(self.last) });
+        drop(queue);
         if !self.control.0.manual.get() {
             self.control.advance();
         }
@@ -450,6 +453,8 @@ impl Device for NullDevice {
     fn last(&self) -> Fence {
         Fence(self.last)
     }
+
+    fn submit(&mut self) {}
 
     fn poll(&mut self, _now: Instant) -> Status {
         // Only the graveyard: the reason of a loss is in the status.

@@ -238,8 +238,7 @@ impl<'a> Packet<'a> {
     fn encode_program(&self, out: &mut Vec<u64>) -> u8 {
         match *self {
             Packet::Launch { program, timer, buffers, values } => {
-                out.push(pair(program, timer.unwrap_or(UNTIMED)));
-                out.push(u64::from(count(buffers)));
+                out.extend_from_slice(&launch_head(program, timer, buffers, values)[1..]);
                 out.extend_from_slice(buffers);
                 out.extend_from_slice(values);
                 kind::LAUNCH
@@ -303,6 +302,18 @@ impl<'a> Packet<'a> {
             _ => return None,
         })
     }
+}
+
+/// The first words of a launch. The buffers and the values follow, and that is all.
+pub(super) fn launch_head(
+    program: u32,
+    timer: Option<u32>,
+    buffers: &[u64],
+    values: &[u64],
+) -> [u64; 3] {
+    let words = 3 + count(buffers) + count(values);
+    let which = pair(program, timer.unwrap_or(UNTIMED));
+    [pair(u32::from(kind::LAUNCH), words), which, u64::from(count(buffers))]
 }
 
 /// The kind and the length in words, of a first word.
@@ -420,6 +431,11 @@ mod tests {
             let at = Address::new(a % Address::SEGMENTS_MAX, n >> 23);
             let to = Address::new(b % Address::SEGMENTS_MAX, n & 0xFFFF_FFFF);
             for timer in [None, Some(b)] {
+                let mut launch = launch_head(a, timer, &x, &y).to_vec();
+                launch.extend(x.iter().chain(&y));
+                let (program, buffers, values) = (a, x.as_slice(), y.as_slice());
+                let expected = Packet::Launch { program, timer, buffers, values };
+                prop_assert_eq!(Packet::decode(&launch), Some(expected));
                 check(Packet::Launch { program: a, timer, buffers: &x, values: &y });
                 check(Packet::GraphRun { graph: a, timer, inputs: &x, ints: &y, peers: &z });
             }

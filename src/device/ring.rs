@@ -136,6 +136,9 @@ pub(super) struct Nonsense;
 pub(super) struct Producer {
     ring: Ring,
     tail: u64,
+    /// What the worker may see of `tail`, and how many packets it may not see yet.
+    published: u64,
+    held_back: u32,
     /// What is known of the worker, from the last look.
     head: u64,
     completed: u64,
@@ -152,8 +155,18 @@ impl Producer {
 
     pub(super) fn new(ring: Ring) -> Producer {
         let marks = VecDeque::new();
-        let (tail, head, completed, progress, submitted, units) = (0, 0, 0, 0, 0, 0);
-        Producer { ring, tail, head, completed, progress, submitted, units, marks }
+        Producer {
+            ring,
+            tail: 0,
+            published: 0,
+            held_back: 0,
+            head: 0,
+            completed: 0,
+            progress: 0,
+            submitted: 0,
+            units: 0,
+            marks,
+        }
     }
 
     /// Bytes free, as of the last look.
@@ -201,28 +214,47 @@ impl Producer {
         Ok(())
     }
 
-    /// Appends a packet that consists of `units` units of work, if there is room. The worker sees
-    /// it after [`Self::publish`].
-    pub(super) fn push(&mut self, words: &[u64], units: u64) -> Option<u64> {
-        let bytes = size_of_val(words);
+    /// Appends a packet, in parts, that is `units` units of work, if there is room. The worker sees
+    /// it after [`Self::publish`] at the latest.
+    ///
+    /// Publishing waits for everything written before, which lies in lines that the worker has just
+    /// read; so it is done for many packets at a time, unless the worker has nothing to do.
+    pub(super) fn push_parts(&mut self, parts: &[&[u64]], units: u64) -> Option<u64> {
+        let bytes = parts.iter().map(|part| size_of_val(*part)).sum();
         if !self.ensure(bytes) {
             return None;
         }
-        let to = self.ring.data(self.tail, words.len());
-        // SAFETY: `to` has room for as many words; the worker does not read here before the tail
-        // has passed.
-        unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), to.as_ptr(), words.len()) };
-        self.tail += to_u64(bytes);
+        for part in parts {
+            let to = self.ring.data(self.tail, part.len());
+            // SAFETY: `to` has room for as many words; the worker does not read here before the
+            // tail has passed.
+            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), to.as_ptr(), part.len()) };
+            self.tail += to_u64(size_of_val(*part));
+        }
         self.submitted += 1;
         self.units += units;
         if self.tail - self.marks.back().map_or(self.head, |mark| mark.1) >= Self::MARK_BYTES {
             self.marks.push_back((self.submitted, self.tail));
         }
+        self.held_back += 1;
+        if self.held_back >= DeviceLimits::PACKETS_HELD_BACK_MAX {
+            self.publish();
+        }
         Some(self.submitted)
     }
 
+    /// A packet in one part.
+    #[cfg(test)]
+    fn push(&mut self, words: &[u64], units: u64) -> Option<u64> {
+        self.push_parts(&[words], units)
+    }
+
     /// Lets the worker see what was pushed, and wakes it if it sleeps.
-    pub(super) fn publish(&self) {
+    pub(super) fn publish(&mut self) {
+        if self.published == self.tail {
+            return;
+        }
+        (self.published, self.held_back) = (self.tail, 0);
         let header = self.ring.header();
         header.tail.0.store(self.tail, Ordering::Release);
         // Against `Ring::sleep`: either the flag is seen here, or the new tail there.

@@ -12,10 +12,10 @@ use super::session::{Home, Owner, SessionId};
 use super::{Cause, WaitFor};
 use crate::blob::Digest;
 use crate::compile;
-use crate::config::WireLimits;
+use crate::config::{EngineLimits, WireLimits};
 use crate::device::{Fence, HostBytes, Program, Region, shared};
-use crate::wire::command::{Command, EventNumber, Request};
-use crate::wire::{WireError, parse_batch, reply};
+use crate::wire::command::{Command, EventNumber};
+use crate::wire::{Commands, Stored, Tape, WireError, reply};
 
 /// The bytes of one blob.
 #[derive(Clone, Debug)]
@@ -136,7 +136,9 @@ pub(super) enum UseOfOutput {
 /// A parsed batch and its state.
 #[derive(Debug)]
 pub struct Batch<'t> {
-    pub(super) requests: Vec<Request<'t>>,
+    pub(super) commands: Commands<'t>,
+    /// The sessions that the batch names, as far as they have been looked up.
+    pub(super) sessions: Vec<Option<SessionId>>,
     pub(super) blobs: Blobs,
     pub(super) owner: Owner,
     pub(super) next: usize,
@@ -173,8 +175,25 @@ impl<'t> Batch<'t> {
         owner: Owner,
         limits: &WireLimits,
     ) -> Result<Batch<'t>, WireError> {
+        Batch::parse_with(&mut Memory::default(), text, blobs, owner, limits)
+    }
+
+    /// [`Self::parse`], with memory of an earlier batch.
+    pub(super) fn parse_with(
+        memory: &mut Memory,
+        text: &'t [u8],
+        blobs: Blobs,
+        owner: Owner,
+        limits: &WireLimits,
+    ) -> Result<Batch<'t>, WireError> {
+        let Memory { tape, commands, sessions } = memory;
+        let commands = Commands::parse(std::mem::take(commands), tape, text, limits)?;
+        let mut sessions = std::mem::take(sessions);
+        sessions.clear();
+        sessions.resize(commands.session_count(), None);
         Ok(Batch {
-            requests: parse_batch(text, limits)?,
+            commands,
+            sessions,
             blobs,
             owner,
             next: 0,
@@ -193,7 +212,12 @@ impl<'t> Batch<'t> {
     pub(super) fn names_twice(&self, blob: &Digest) -> bool {
         let named_twice = self.named_twice.get_or_init(|| {
             let mut once = HashSet::new();
-            let sources = self.requests.iter().filter_map(|request| source(&request.command));
+            let sources = (0..self.commands.len()).filter_map(|index| {
+                match self.commands.get(index) {
+                    Some(Stored::Other(command)) => source(command),
+                    _ => None,
+                }
+            });
             sources.filter(|source| !once.insert(*source)).collect()
         });
         named_twice.contains(blob)
@@ -202,7 +226,7 @@ impl<'t> Batch<'t> {
     /// The command that [`Progress::Forward`] spoke of, as text, and the blob that it names.
     #[must_use]
     pub fn forward(&self) -> (String, Option<NamedBytes>) {
-        let Some(request) = self.requests.get(self.next) else { return (String::new(), None) };
+        let Some(request) = self.commands.request(self.next) else { return (String::new(), None) };
         let blob = source(&request.command)
             .and_then(|d| Some((d, self.blobs.find(&d).ok()?.to_private())));
         (format!("[{request}]"), blob)
@@ -230,13 +254,29 @@ impl<'t> Batch<'t> {
     pub(super) fn use_of_output(&self) -> UseOfOutput {
         let last = *self
             .last_output
-            .get_or_init(|| self.requests.iter().rposition(|r| has_output(&r.command)));
+            .get_or_init(|| (0..self.commands.len()).rev().find(|index| self.has_output(*index)));
         if last.is_some_and(|last| last > self.next) {
             UseOfOutput::Dropped
-        } else if self.next + 1 < self.requests.len() {
+        } else if self.next + 1 < self.commands.len() {
             UseOfOutput::SentAfterOthers
         } else {
             UseOfOutput::SentNext
+        }
+    }
+
+    fn has_output(&self, index: usize) -> bool {
+        match self.commands.get(index) {
+            Some(Stored::Launch(c)) => c.wait,
+            Some(Stored::Other(command)) => match command {
+                Command::BufferIovas(_)
+                | Command::CopyOut(_)
+                | Command::GetProperties
+                | Command::IbConnect(_) => true,
+                Command::GraphExec(c) => c.wait,
+                Command::ProgramExec(c) => c.wait,
+                _ => false,
+            },
+            None => false,
         }
     }
 
@@ -249,7 +289,7 @@ impl<'t> Batch<'t> {
     }
 
     pub(super) fn fail(&mut self, cause: Cause) {
-        let command = self.requests.get(self.next).map_or("", |r| r.command.name());
+        let command = self.commands.get(self.next).map_or("", |command| command.name());
         match self.failure {
             Some(_) => self.failures_more += 1,
             None => self.failure = Some(Failure { index: self.next, command, cause }),
@@ -260,8 +300,9 @@ impl<'t> Batch<'t> {
 
     /// Makes room for the next compilation ahead, once a program's own is used.
     fn forget_compilation(&mut self) {
-        if let Some(Request { session, command: Command::ProgramAlloc(c), .. }) =
-            self.requests.get(self.next)
+        if !self.compiling.is_empty()
+            && let Some((_, session)) = self.commands.session(self.next)
+            && let Some(Stored::Other(Command::ProgramAlloc(c))) = self.commands.get(self.next)
         {
             self.compiling.remove(&(session.idx, c.source));
         }
@@ -290,14 +331,21 @@ fn source(command: &Command<'_>) -> Option<Digest> {
     }
 }
 
-fn has_output(command: &Command<'_>) -> bool {
-    match command {
-        Command::BufferIovas(_)
-        | Command::CopyOut(_)
-        | Command::GetProperties
-        | Command::IbConnect(_) => true,
-        Command::GraphExec(c) => c.wait,
-        Command::ProgramExec(c) => c.wait,
-        _ => false,
+/// What batches of one shard use one after the other, so that a batch needs no memory of its own.
+#[derive(Default)]
+pub(super) struct Memory {
+    tape: Tape,
+    commands: Commands<'static>,
+    sessions: Vec<Option<SessionId>>,
+}
+
+impl Memory {
+    /// Takes a batch's memory back, once all of it has run.
+    pub(super) fn take_back(&mut self, batch: &mut Batch<'_>) {
+        let commands = std::mem::take(&mut batch.commands);
+        self.commands = commands.recycle(EngineLimits::BATCH_BYTES_KEPT_MAX);
+        self.sessions = std::mem::take(&mut batch.sessions);
+        self.sessions.truncate(EngineLimits::BATCH_SESSIONS_KEPT_MAX);
+        self.sessions.shrink_to(EngineLimits::BATCH_SESSIONS_KEPT_MAX);
     }
 }

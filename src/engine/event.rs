@@ -9,7 +9,7 @@ use super::batch::Pending;
 use super::session::SessionId;
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
 use crate::device::Point;
-use crate::wire::command::{self, EventNumber, SessionKey};
+use crate::wire::command::{self, EventNumber};
 
 /// A set event.
 #[derive(Debug)]
@@ -24,10 +24,9 @@ impl Engine {
     pub(super) fn event_set(
         &mut self,
         at: SessionId,
-        key: &SessionKey<'_>,
         c: &command::Event<'_>,
     ) -> Result<Step, Stop> {
-        if c.event_session.host != key.host {
+        if c.event_session.host != self.get(at)?.host() {
             return Err(Cause::NoPeers { command: "Event" }.into());
         }
         let to = self.other_session(&c.event_session)?;

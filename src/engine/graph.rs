@@ -257,7 +257,8 @@ impl Builder {
         item: &command::GraphComputeItem<'_>,
     ) -> Result<(), Cause> {
         let session = engine.other_session(&item.session)?;
-        let program = engine.get(session)?.program(&item.name, item.source)?;
+        let program = engine.get(session)?.names().program(&item.name, item.source)?;
+        let program = Rc::clone(program);
         let part = self.part(session);
         let buffers = item
             .buffers

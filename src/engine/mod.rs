@@ -32,11 +32,11 @@ pub use cause::Cause;
 pub use session::{Claim, Directory, Home, Owner, SessionId};
 
 use crate::compile;
-use crate::config::EngineLimits;
+use crate::config::{EngineLimits, WireLimits};
 use crate::device::{DeviceError, Fence, Platform};
-use crate::wire::command::{Command, EventNumber, Request};
-use crate::wire::reply;
-use batch::Pending;
+use crate::wire::command::{Command, EventNumber};
+use crate::wire::{Stored, WireError, reply};
+use batch::{Memory, Pending};
 use session::Sessions;
 
 /// What a batch waits for. The caller of [`Engine::advance`] comes back when [`Engine::is_over`]
@@ -81,6 +81,7 @@ pub struct Engine {
     sessions: Sessions,
     /// Counts events that were set, so that a caller can tell whether one was.
     events_set: u64,
+    memory: Memory,
 }
 
 impl Engine {
@@ -93,19 +94,44 @@ impl Engine {
         directory: Arc<Directory>,
         home: Home,
     ) -> Engine {
-        Engine { platform, limits, sessions: Sessions::new(directory, home), events_set: 0 }
+        let (sessions, memory) = (Sessions::new(directory, home), Memory::default());
+        Engine { platform, limits, sessions, events_set: 0, memory }
+    }
+
+    /// [`Batch::parse`], in the memory of the last batch that was done.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Batch::parse`].
+    pub fn parse<'t>(
+        &mut self,
+        text: &'t [u8],
+        blobs: Blobs,
+        owner: Owner,
+        limits: &WireLimits,
+    ) -> Result<Batch<'t>, WireError> {
+        Batch::parse_with(&mut self.memory, text, blobs, owner, limits)
     }
 
     /// Runs a batch until it is done, has to wait, or has used its slice of time.
     pub fn advance(&mut self, batch: &mut Batch<'_>, now: Instant) -> Progress {
         self.prefetch(batch);
+        let progress = self.run_slice(batch, now);
+        self.sessions.submit();
+        if let Progress::Done(_) = progress {
+            self.memory.take_back(batch);
+        }
+        progress
+    }
+
+    fn run_slice(&mut self, batch: &mut Batch<'_>, now: Instant) -> Progress {
         for _ in 0..self.limits.commands_per_slice {
             let outcome = match batch.pending.take() {
                 Some(pending) => self.resume(pending, now),
-                None => match batch.requests.get(batch.next) {
-                    None => return Progress::Done(batch.finish()),
-                    Some(request) => self.apply(request, batch, now),
-                },
+                None if batch.next >= batch.commands.len() => {
+                    return Progress::Done(batch.finish());
+                }
+                None => self.session_of(batch).and_then(|at| self.apply(at, batch, now)),
             };
             match outcome {
                 Ok(Step::Done(output)) => batch.succeed(output),
@@ -114,8 +140,10 @@ impl Engine {
                     return Progress::Wait(wait);
                 }
                 Err(Stop::Failed(cause)) => {
-                    if let Some(request) = batch.requests.get(batch.next) {
-                        self.remember_missing(request, &cause);
+                    if let Some(command) = batch.commands.get(batch.next)
+                        && let Some((_, key)) = batch.commands.session(batch.next)
+                    {
+                        self.remember_missing(key, &command, &cause);
                     }
                     batch.fail(cause);
                 }
@@ -126,15 +154,27 @@ impl Engine {
         Progress::Pause
     }
 
+    /// The session of the batch's next command. The names of a batch's sessions are looked up once.
+    fn session_of(&mut self, batch: &mut Batch<'_>) -> Result<SessionId, Stop> {
+        let (index, key) = batch.commands.session(batch.next).expect("it is there to be run");
+        if let Some(known) = batch.sessions[index]
+            && self.sessions.by_id(known).is_some()
+        {
+            return Ok(known);
+        }
+        let id = self.session(key, batch.owner)?;
+        batch.sessions[index] = Some(id);
+        Ok(id)
+    }
+
     /// One command. Every arm is a line; each does all its checks before it has an effect.
-    fn apply(
-        &mut self,
-        request: &Request<'_>,
-        batch: &Batch<'_>,
-        now: Instant,
-    ) -> Result<Step, Stop> {
-        let at = self.session(&request.session, batch.owner)?;
-        match &request.command {
+    fn apply(&mut self, at: SessionId, batch: &Batch<'_>, now: Instant) -> Result<Step, Stop> {
+        let command = match batch.commands.get(batch.next) {
+            Some(Stored::Launch(c)) => return self.program_exec(at, &c),
+            Some(Stored::Other(command)) => command,
+            None => return DONE,
+        };
+        match command {
             Command::BatchTransfer(_) => self.unsupported_peer("BatchTransfer"),
             Command::BufferAlloc(c) => self.buffer_alloc(at, c),
             Command::BufferFree(c) => self.buffer_free(at, c.buffer),
@@ -142,17 +182,17 @@ impl Engine {
             Command::BufferOffset(c) => self.buffer_offset(at, c),
             Command::CopyIn(c) => self.copy_in(at, c, batch),
             Command::CopyOut(c) => self.copy_out(at, c.buffer, batch.use_of_output()),
-            Command::Event(c) => self.event_set(at, &request.session, c),
+            Command::Event(c) => self.event_set(at, c),
             Command::GetProperties => self.properties(at),
             Command::GraphAlloc(c) => self.graph_alloc(at, c),
             Command::GraphExec(c) => self.graph_exec(at, c),
             Command::GraphFree(c) => self.graph_free(at, c.graph),
             Command::IbConnect(_) => self.unsupported_rdma("IBConnect"),
             Command::ProgramAlloc(c) => self.program_alloc(at, c, batch),
-            Command::ProgramExec(c) => self.program_exec(at, c),
+            Command::ProgramExec(c) => self.program_exec(at, &c.fields()),
             Command::ProgramFree(c) => self.program_free(at, c),
             Command::SessionFree => self.session_free(at),
-            Command::Transfer(c) => self.transfer(at, &request.session, c),
+            Command::Transfer(c) => self.transfer(at, c),
             Command::Wait(c) => self.event_wait(at, c.event, now),
         }
     }

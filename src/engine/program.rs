@@ -3,14 +3,16 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use hashbrown::Equivalent;
 use smallvec::SmallVec;
 
 use super::batch::{Batch, Pending};
-use super::session::{SessionId, Thing};
+use super::session::{Names, SessionId, Thing};
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
 use crate::blob::Digest;
 use crate::compile;
 use crate::device::{Fence, Launch, LaunchSize, Program, Span};
+use crate::wire::Stored;
 use crate::wire::command::{self, Command};
 
 /// The name of a program: the client's name for it, and its source.
@@ -31,11 +33,12 @@ impl Engine {
     /// Starts the compilations that a batch will need, so that they run side by side; how many are
     /// under way at once is bounded.
     pub(super) fn prefetch(&mut self, batch: &mut Batch<'_>) {
-        while let Some(request) = batch.requests.get(batch.compiling_next) {
-            if let Command::ProgramAlloc(c) = &request.command
-                && batch.compiling_next >= batch.next
-                && !batch.compiling.contains_key(&(request.session.idx, c.source))
-                && request.session.idx < self.platform.device_count()
+        while let Some(&index) = batch.commands.program_allocs().get(batch.compiling_next) {
+            if let Some((_, session)) = batch.commands.session(index)
+                && let Some(Stored::Other(Command::ProgramAlloc(c))) = batch.commands.get(index)
+                && index >= batch.next
+                && !batch.compiling.contains_key(&(session.idx, c.source))
+                && session.idx < self.platform.device_count()
                 && let Ok(blob) = batch.blobs.find(&c.source)
                 && blob.bytes() <= self.limits.source_bytes_max
             {
@@ -43,8 +46,8 @@ impl Engine {
                     return;
                 }
                 let source = Arc::from(&*blob.to_private());
-                let ticket = self.platform.compile(request.session.idx, source);
-                batch.compiling.insert((request.session.idx, c.source), ticket);
+                let ticket = self.platform.compile(session.idx, source);
+                batch.compiling.insert((session.idx, c.source), ticket);
             }
             batch.compiling_next += 1;
         }
@@ -150,27 +153,20 @@ impl Engine {
     pub(super) fn program_exec(
         &mut self,
         at: SessionId,
-        c: &command::ProgramExec<'_>,
+        c: &command::Exec<'_>,
     ) -> Result<Step, Stop> {
-        let values = kernel_values(&c.values)?;
-        let global = c.global.as_ref().map(|s| launch_size("global size", s)).transpose()?;
-        let local = c.local.as_ref().map(|s| launch_size("local size", s)).transpose()?;
-        let session = self.device(at)?;
-        let program = session.program(&c.name, c.source)?;
-        let buffers: SmallVec<[_; 8]> = c
-            .buffers
-            .iter()
-            .map(|number| session.buffer(*number).cloned())
-            .collect::<Result<_, _>>()?;
-        let spans: SmallVec<[Span<'_>; 8]> = buffers.iter().map(|buffer| buffer.span()).collect();
-        let fence = session.open_device()?.launch(&Launch {
-            program: &program,
-            buffers: &spans,
-            values: &values,
-            global,
-            local,
-            timed: c.wait,
-        })?;
+        let values = kernel_values(c.values)?;
+        let global = c.global.map(|sizes| launch_size("global size", sizes)).transpose()?;
+        let local = c.local.map(|sizes| launch_size("local size", sizes)).transpose()?;
+        let (names, device) = self.device(at)?.split()?;
+        let program = names.program(c.name, *c.source)?;
+        let mut buffers: SmallVec<[Span<'_>; 8]> = SmallVec::new();
+        for number in c.buffers {
+            buffers.push(names.buffer(*number)?.span());
+        }
+        let (buffers, values, timed) = (&buffers[..], &values[..], c.wait);
+        let launch = Launch { program, buffers, values, global, local, timed };
+        let fence = device.launch(&launch)?;
         if !c.wait {
             return DONE;
         }
@@ -181,12 +177,25 @@ impl Engine {
     }
 }
 
-impl super::session::Session {
-    pub(super) fn program(&self, name: &str, source: Digest) -> Result<Rc<Program>, Cause> {
-        let key = ProgramKey { name: name.into(), source };
-        match self.programs.get(&key) {
-            Some(entry) => Ok(Rc::clone(&entry.program)),
+/// A [`ProgramKey`] to look for.
+#[derive(Hash)]
+struct ProgramName<'n> {
+    name: &'n str,
+    source: Digest,
+}
+
+impl Equivalent<ProgramKey> for ProgramName<'_> {
+    fn equivalent(&self, key: &ProgramKey) -> bool {
+        self.source == key.source && self.name == &*key.name
+    }
+}
+
+impl<'s> Names<'s> {
+    pub(super) fn program(self, name: &str, source: Digest) -> Result<&'s Rc<Program>, Cause> {
+        match self.programs.get(&ProgramName { name, source }) {
+            Some(entry) => Ok(&entry.program),
             None => {
+                let key = ProgramKey { name: name.into(), source };
                 let what = "the program";
                 Err(self.missing_or(&Thing::Program(key), what, || unknown(name, source)))
             }
@@ -207,9 +216,9 @@ pub(super) fn kernel_value(value: i64) -> Result<i32, Cause> {
     i32::try_from(value).map_err(|_| Cause::ValueRange { value })
 }
 
-fn launch_size(what: &'static str, sizes: &command::LaunchSize<i64>) -> Result<LaunchSize, Cause> {
+fn launch_size(what: &'static str, sizes: &[i64]) -> Result<LaunchSize, Cause> {
     let mut launch = [1; 3];
-    for (to, value) in launch.iter_mut().zip(sizes.as_slice()) {
+    for (to, value) in launch.iter_mut().zip(sizes) {
         *to = dimension(what, *value)?;
     }
     Ok(launch)

@@ -3,8 +3,12 @@
 //! Owns: [`Directory`] (which shard is a session's home; the one thing that shards share, touched
 //! when a session begins or ends), the sessions of this shard, and what a session remembers of
 //! commands that failed.
+//!
+//! What clients name is found in a [`Map`]: hashed fast, with a key that no client knows, since
+//! clients choose the names and share a shard's time.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +20,11 @@ use super::graph::GraphState;
 use super::program::{ProgramEntry, ProgramKey};
 use super::{Cause, Engine, Stop, WaitFor};
 use crate::device::{Device, DeviceError, Fence, shared};
-use crate::wire::command::{BufferNumber, Command, EventNumber, GraphNumber, Request, SessionKey};
+use crate::wire::Stored;
+use crate::wire::command::{BufferNumber, Command, EventNumber, GraphNumber, SessionKey};
+
+/// A table of what clients name.
+pub(super) type Map<K, V> = hashbrown::HashMap<K, V, ahash::RandomState>;
 
 /// A shard, as the home of sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +41,12 @@ pub enum Owner {
 
 /// A session of this shard. Never used again for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SessionId(u64);
+pub struct SessionId {
+    /// Place in the table, which later sessions use again.
+    slot: usize,
+    /// Counts the sessions of the shard.
+    serial: u64,
+}
 
 /// What [`Directory::claim`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,27 +97,67 @@ pub(super) enum Thing {
 
 /// One session. Fields are dropped in this order: what refers to memory before the device.
 pub(super) struct Session {
+    id: SessionId,
     key: SessionKey<'static>,
     /// The device's ordinal.
     pub(super) index: u64,
     owner: Owner,
-    pub(super) buffers: HashMap<BufferNumber, Buffer>,
-    pub(super) events: HashMap<EventNumber, EventState>,
-    pub(super) graphs: HashMap<GraphNumber, Rc<GraphState>>,
-    pub(super) programs: HashMap<ProgramKey, ProgramEntry>,
+    pub(super) buffers: Map<BufferNumber, Buffer>,
+    pub(super) events: Map<EventNumber, EventState>,
+    pub(super) graphs: Map<GraphNumber, Rc<GraphState>>,
+    pub(super) programs: Map<ProgramKey, ProgramEntry>,
     /// What failed commands should have made, and why they failed.
-    missing: HashMap<Thing, Rc<Cause>>,
+    missing: Map<Thing, Rc<Cause>>,
     /// Staging memory that queued copies still read.
     staged: VecDeque<(Fence, Rc<shared::Range>)>,
     completed: Fence,
     lost: Option<DeviceError>,
+    /// Whether the device may hold back work until [`Device::submit`].
+    unsubmitted: bool,
     device: Option<Box<dyn Device>>,
+}
+
+/// What a session's commands name. Borrowed apart from the device, which is changed meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct Names<'s> {
+    buffers: &'s Map<BufferNumber, Buffer>,
+    pub(super) programs: &'s Map<ProgramKey, ProgramEntry>,
+    missing: &'s Map<Thing, Rc<Cause>>,
+}
+
+impl<'s> Names<'s> {
+    pub(super) fn buffer(self, number: BufferNumber) -> Result<&'s Buffer, Cause> {
+        match self.buffers.get(&number) {
+            Some(buffer) => Ok(buffer),
+            None => Err(self.missing_or(&Thing::Buffer(number), "the buffer", || {
+                Cause::BufferUnknown { buffer: number.0 }
+            })),
+        }
+    }
+
+    /// The cause why `thing` was not made, if a command failed to make it.
+    pub(super) fn missing_or(
+        self,
+        thing: &Thing,
+        what: &'static str,
+        unknown: impl FnOnce() -> Cause,
+    ) -> Cause {
+        match self.missing.get(thing) {
+            Some(cause) => Cause::Missing { what, cause: Rc::clone(cause) },
+            None => unknown(),
+        }
+    }
 }
 
 impl Session {
     /// Whether `owner` opened it.
     pub(super) fn belongs_to(&self, owner: Owner) -> bool {
         self.owner == owner
+    }
+
+    /// How the client reaches this server.
+    pub(super) fn host(&self) -> &str {
+        &self.key.host
     }
 
     pub(super) fn lost(&self) -> Option<&DeviceError> {
@@ -163,30 +216,36 @@ impl Session {
         self.device.as_mut().ok_or(Cause::SessionEnded)
     }
 
-    pub(super) fn buffer(&self, number: BufferNumber) -> Result<&Buffer, Cause> {
-        self.buffers.get(&number).ok_or_else(|| {
-            self.missing_or(&Thing::Buffer(number), "the buffer", || Cause::BufferUnknown {
-                buffer: number.0,
-            })
-        })
+    pub(super) fn names(&self) -> Names<'_> {
+        let Session { buffers, programs, missing, .. } = self;
+        Names { buffers, programs, missing }
     }
 
-    /// The cause why `thing` was not made, if a command failed to make it.
+    /// The names and the device, where it is open. For calls that follow a successful
+    /// [`Engine::device`].
+    pub(super) fn split(&mut self) -> Result<(Names<'_>, &mut dyn Device), Cause> {
+        let Session { buffers, programs, missing, device, .. } = self;
+        let Some(device) = device else { return Err(Cause::SessionEnded) };
+        Ok((Names { buffers, programs, missing }, device.as_mut()))
+    }
+
+    pub(super) fn buffer(&self, number: BufferNumber) -> Result<&Buffer, Cause> {
+        self.names().buffer(number)
+    }
+
+    /// See [`Names::missing_or`].
     pub(super) fn missing_or(
         &self,
         thing: &Thing,
         what: &'static str,
         unknown: impl FnOnce() -> Cause,
     ) -> Cause {
-        match self.missing.get(thing) {
-            Some(cause) => Cause::Missing { what, cause: Rc::clone(cause) },
-            None => unknown(),
-        }
+        self.names().missing_or(thing, what, unknown)
     }
 
     /// Forgets that `thing` was not made; whether it was remembered.
     pub(super) fn forget_missing(&mut self, thing: &Thing) -> bool {
-        self.missing.remove(thing).is_some()
+        !self.missing.is_empty() && self.missing.remove(thing).is_some()
     }
 }
 
@@ -194,10 +253,13 @@ impl Session {
 pub(super) struct Sessions {
     directory: Arc<Directory>,
     home: Home,
-    ids: HashMap<SessionKey<'static>, SessionId>,
-    sessions: HashMap<SessionId, Session>,
-    id_next: u64,
+    ids: Map<SessionKey<'static>, SessionId>,
+    slots: Vec<Option<Session>>,
+    free: Vec<usize>,
+    begun: u64,
     opened: Vec<SessionId>,
+    /// Sessions whose devices may hold back work.
+    unsubmitted: Vec<SessionId>,
 }
 
 impl Sessions {
@@ -205,33 +267,37 @@ impl Sessions {
         Sessions {
             directory,
             home,
-            ids: HashMap::new(),
-            sessions: HashMap::new(),
-            id_next: 0,
+            ids: Map::default(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            begun: 0,
             opened: Vec::new(),
+            unsubmitted: Vec::new(),
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.sessions.len()
+        self.ids.len()
     }
 
     pub(super) fn find(&self, key: &SessionKey<'_>) -> Option<SessionId> {
         // A shared reference to the map may be used with keys of a shorter life.
-        let ids: &HashMap<SessionKey<'_>, SessionId> = &self.ids;
+        let ids: &Map<SessionKey<'_>, SessionId> = &self.ids;
         ids.get(key).copied()
     }
 
+    #[inline]
     pub(super) fn by_id(&self, id: SessionId) -> Option<&Session> {
-        self.sessions.get(&id)
+        self.slots.get(id.slot)?.as_ref().filter(|session| session.id == id)
     }
 
+    #[inline]
     pub(super) fn by_id_mut(&mut self, id: SessionId) -> Option<&mut Session> {
-        self.sessions.get_mut(&id)
+        self.slots.get_mut(id.slot)?.as_mut().filter(|session| session.id == id)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Session> {
-        self.sessions.values_mut()
+        self.slots.iter_mut().flatten()
     }
 
     pub(super) fn take_opened(&mut self) -> Vec<SessionId> {
@@ -243,43 +309,61 @@ impl Sessions {
         if let Claim::Theirs(home) = self.directory.claim(&key, self.home) {
             return Err(home);
         }
-        let id = SessionId(self.id_next);
-        self.id_next += 1;
-        let session = Session {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.begun += 1;
+        let id = SessionId { slot, serial: self.begun };
+        self.slots[slot] = Some(Session {
+            id,
             key: key.clone(),
             index: key.idx,
             owner,
-            buffers: HashMap::new(),
-            events: HashMap::new(),
-            graphs: HashMap::new(),
-            programs: HashMap::new(),
-            missing: HashMap::new(),
+            buffers: Map::default(),
+            events: Map::default(),
+            graphs: Map::default(),
+            programs: Map::default(),
+            missing: Map::default(),
             staged: VecDeque::new(),
             completed: Fence::default(),
             lost: None,
+            unsubmitted: false,
             device: None,
-        };
-        self.sessions.insert(id, session);
+        });
         self.ids.insert(key, id);
         Ok(id)
     }
 
     /// Ends a session and frees all it owns.
     pub(super) fn end(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.remove(&id) {
+        let Some(slot) = self.slots.get_mut(id.slot) else { return };
+        if let Some(session) = slot.take_if(|session| session.id == id) {
+            self.free.push(id.slot);
             self.ids.remove(&session.key);
             self.directory.forget(&session.key);
         }
     }
 
     pub(super) fn end_of_owner(&mut self, owner: Owner) {
-        let ids: Vec<_> =
-            self.sessions.iter().filter(|(_, s)| s.owner == owner).map(|(id, _)| *id).collect();
-        ids.into_iter().for_each(|id| self.end(id));
+        let ended = self.slots.iter().flatten().filter(|session| session.owner == owner);
+        let ended: Vec<_> = ended.map(|session| session.id).collect();
+        ended.into_iter().for_each(|id| self.end(id));
+    }
+
+    /// Has all devices begin what was queued.
+    pub(super) fn submit(&mut self) {
+        while let Some(id) = self.unsubmitted.pop() {
+            let Some(session) = self.by_id_mut(id) else { continue };
+            session.unsubmitted = false;
+            if let Some(device) = &mut session.device {
+                device.submit();
+            }
+        }
     }
 
     fn count_of(&self, owner: Owner) -> usize {
-        self.sessions.values().filter(|s| s.owner == owner).count()
+        self.slots.iter().flatten().filter(|session| session.owner == owner).count()
     }
 }
 
@@ -320,46 +404,65 @@ impl Engine {
     }
 
     pub(super) fn get(&self, id: SessionId) -> Result<&Session, Cause> {
-        self.sessions.by_id(id).ok_or(Cause::SessionEnded)
+        match self.sessions.by_id(id) {
+            Some(session) => Ok(session),
+            None => Err(Cause::SessionEnded),
+        }
     }
 
     pub(super) fn get_mut(&mut self, id: SessionId) -> Result<&mut Session, Cause> {
-        self.sessions.by_id_mut(id).ok_or(Cause::SessionEnded)
+        match self.sessions.by_id_mut(id) {
+            Some(session) => Ok(session),
+            None => Err(Cause::SessionEnded),
+        }
     }
 
     /// The session with its device open, not lost, and with room in its queue for one call of
     /// each kind. Called before a command has any effect.
     pub(super) fn device(&mut self, id: SessionId) -> Result<&mut Session, Stop> {
-        let session = self.sessions.sessions.get_mut(&id).ok_or(Cause::SessionEnded)?;
+        let Sessions { slots, opened, unsubmitted, .. } = &mut self.sessions;
+        let session = slots.get_mut(id.slot).and_then(Option::as_mut);
+        let Some(session) = session.filter(|session| session.id == id) else {
+            return Err(Cause::SessionEnded.into());
+        };
         if let Some(lost) = &session.lost {
             return Err(lost.clone().into());
         }
         if session.device.is_none() {
             session.device = Some(self.platform.open(session.index)?);
-            self.sessions.opened.push(id);
+            opened.push(id);
         }
         if let Some(device) = &mut session.device
             && let Some(fence) = device.backlog()
         {
             return Err(Stop::Retry(WaitFor::Device { session: id, fence }));
         }
+        if !session.unsubmitted {
+            session.unsubmitted = true;
+            unsubmitted.push(id);
+        }
         Ok(session)
     }
 
     /// After a failed command: what it should have made is remembered, with the cause, for the
     /// commands that will name it.
-    pub(super) fn remember_missing(&mut self, request: &Request<'_>, cause: &Cause) {
-        let thing = match &request.command {
-            Command::BufferAlloc(c) => Thing::Buffer(c.buffer),
-            Command::BufferOffset(c) => Thing::Buffer(c.buffer),
-            Command::GraphAlloc(c) => Thing::Graph(c.graph),
-            Command::ProgramAlloc(c) => {
+    pub(super) fn remember_missing(
+        &mut self,
+        key: &SessionKey<'_>,
+        command: &Stored<'_, '_>,
+        cause: &Cause,
+    ) {
+        let thing = match command {
+            Stored::Other(Command::BufferAlloc(c)) => Thing::Buffer(c.buffer),
+            Stored::Other(Command::BufferOffset(c)) => Thing::Buffer(c.buffer),
+            Stored::Other(Command::GraphAlloc(c)) => Thing::Graph(c.graph),
+            Stored::Other(Command::ProgramAlloc(c)) => {
                 Thing::Program(ProgramKey { name: (*c.name).into(), source: c.source })
             }
             _ => return,
         };
         let limit = self.limits.missing_max;
-        let Some(session) = self.sessions.find(&request.session) else { return };
+        let Some(session) = self.sessions.find(key) else { return };
         let Some(session) = self.sessions.by_id_mut(session) else { return };
         let exists = match &thing {
             Thing::Buffer(number) => session.buffers.contains_key(number),

@@ -2,7 +2,7 @@
 
 use super::session::SessionId;
 use super::{Cause, DONE, Engine, Step, Stop};
-use crate::wire::command::{self, SessionKey};
+use crate::wire::command;
 
 impl Engine {
     /// The copy runs in the destination's queue. The source's queue does not go on to later work,
@@ -10,10 +10,9 @@ impl Engine {
     pub(super) fn transfer(
         &mut self,
         at: SessionId,
-        key: &SessionKey<'_>,
         c: &command::Transfer<'_>,
     ) -> Result<Step, Stop> {
-        if c.destination_session.host != key.host {
+        if c.destination_session.host != self.get(at)?.host() {
             return Err(Cause::NoPeers { command: "Transfer" }.into());
         }
         let to_id = self.other_session(&c.destination_session)?;

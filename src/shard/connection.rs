@@ -153,7 +153,9 @@ impl Connection {
 
     /// Runs a batch. `Err` when the client went away meanwhile.
     async fn run(&mut self, text: &[u8], blobs: Blobs) -> Result<(Status, Output), Gone> {
-        let mut batch = match Batch::parse(text, blobs, self.owner, &self.shard.config.wire) {
+        let limits = &self.shard.config.wire;
+        let parsed = self.shard.engine.borrow_mut().parse(text, blobs, self.owner, limits);
+        let mut batch = match parsed {
             Ok(batch) => batch,
             Err(error) => {
                 let message = format!("bad command text: {error}");

@@ -50,7 +50,7 @@ pub enum Command<'t> {
     /// Accepts an RDMA connection.
     IbConnect(IbConnect<'t>),
     ProgramAlloc(ProgramAlloc<'t>),
-    ProgramExec(ProgramExec<'t>),
+    ProgramExec(Box<ProgramExec<'t>>),
     ProgramFree(ProgramFree<'t>),
     SessionFree,
     /// Copies a buffer to another session's.
@@ -481,6 +481,49 @@ record! {
     }
 }
 
+/// The fields of a [`ProgramExec`], wherever they are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exec<'c> {
+    pub name: &'c str,
+    pub source: &'c Digest,
+    pub buffers: &'c [BufferNumber],
+    pub values: &'c [i64],
+    /// One to three sizes.
+    pub global: Option<&'c [i64]>,
+    pub local: Option<&'c [i64]>,
+    pub wait: bool,
+}
+
+impl Exec<'_> {
+    /// A record with these fields, but for the name.
+    pub(crate) fn to_record<'t>(self, name: Cow<'t, str>) -> ProgramExec<'t> {
+        ProgramExec {
+            name,
+            source: *self.source,
+            buffers: self.buffers.into(),
+            values: self.values.into(),
+            global: self.global.and_then(LaunchSize::of),
+            local: self.local.and_then(LaunchSize::of),
+            wait: self.wait,
+        }
+    }
+}
+
+impl ProgramExec<'_> {
+    #[must_use]
+    pub fn fields(&self) -> Exec<'_> {
+        Exec {
+            name: &self.name,
+            source: &self.source,
+            buffers: &self.buffers,
+            values: &self.values,
+            global: self.global.as_ref().map(LaunchSize::as_slice),
+            local: self.local.as_ref().map(LaunchSize::as_slice),
+            wait: self.wait,
+        }
+    }
+}
+
 /// Work groups, or work items of one, by dimension.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LaunchSize<T> {
@@ -502,6 +545,16 @@ impl<T> LaunchSize<T> {
 }
 
 impl LaunchSize<i64> {
+    /// The sizes, if there are one to three.
+    fn of(sizes: &[i64]) -> Option<Self> {
+        match *sizes {
+            [x] => Some(LaunchSize::One([x])),
+            [x, y] => Some(LaunchSize::Two([x, y])),
+            [x, y, z] => Some(LaunchSize::Three([x, y, z])),
+            _ => None,
+        }
+    }
+
     /// All three sizes; those that were not given are 1.
     #[must_use]
     pub fn padded(self) -> [i64; 3] {

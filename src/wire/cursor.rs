@@ -24,8 +24,7 @@ impl<'t> Cursor<'t> {
         }
         let text = std::str::from_utf8(text)
             .map_err(|error| WireError::new(error.valid_up_to(), WireErrorKind::InvalidUtf8))?;
-        // `contains` looks at many bytes at a time, `position` does not.
-        if text.as_bytes().contains(&0) {
+        if holds_zero(text.as_bytes()) {
             let at = text.bytes().position(|byte| byte == 0).unwrap_or(0);
             return Err(WireError::new(at, WireErrorKind::Nul));
         }
@@ -92,6 +91,23 @@ impl<'t> Cursor<'t> {
         let rest = self.text.as_bytes().get(self.at..)?;
         self.at += rest.starts_with(what.as_bytes()).then_some(what.len())?;
         Some(())
+    }
+
+    /// Moves over `what` if it is next.
+    #[inline]
+    pub(crate) fn eat_str(&mut self, what: &str) -> bool {
+        let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
+        let here = rest.starts_with(what.as_bytes());
+        self.at += if here { what.len() } else { 0 };
+        here
+    }
+
+    /// Takes the next `count` bytes.
+    #[inline]
+    pub(crate) fn take_bytes(&mut self, count: usize) -> Option<&'t [u8]> {
+        let bytes = self.text.as_bytes().get(self.at..)?.get(..count)?;
+        self.at += count;
+        Some(bytes)
     }
 
     pub(crate) fn starts_with(&self, what: &[u8]) -> bool {
@@ -167,6 +183,13 @@ impl<'t> Cursor<'t> {
         let found = quote_next(self.text.get(self.at..).unwrap_or_default());
         self.error(WireErrorKind::Syntax { expected, found })
     }
+}
+
+/// Whether any byte is zero. The compiler makes this a few instructions for each block.
+fn holds_zero(bytes: &[u8]) -> bool {
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    let any = |bytes: &[u8]| bytes.iter().fold(false, |any, byte| any | (*byte == 0));
+    blocks.iter().any(|block| any(block)) || any(rest)
 }
 
 /// The text between two places that are at ASCII bytes, or at the end.

@@ -409,7 +409,9 @@ impl<'t> Part<'t> for Digest {
 
     #[inline]
     fn read_plain(cursor: &mut Cursor<'t>) -> Option<Self> {
-        read_plain_str(cursor).and_then(|digits| Digest::from_hex(digits.as_bytes()))
+        cursor.eat_text("'")?;
+        let digest = Digest::from_hex(cursor.take_bytes(64)?)?;
+        cursor.eat_text("'").map(|()| digest)
     }
 
     fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -498,33 +500,41 @@ where
 /// Reads a string in single quotes without anything that has to be decoded.
 #[inline]
 fn read_plain_str<'t>(cursor: &mut Cursor<'t>) -> Option<&'t str> {
+    let (from, to) = read_plain_name(cursor)?;
+    Some(cursor.between(from as usize, to as usize))
+}
+
+/// As [`read_plain_str`], and gives the string's place in the text.
+#[inline]
+pub(crate) fn read_plain_name(cursor: &mut Cursor<'_>) -> Option<(u32, u32)> {
     cursor.eat_text("'")?;
-    let from = cursor.at();
+    let from = cursor.at_u32();
     cursor.skip_plain(b'\'');
-    let text = cursor.between(from, cursor.at());
+    let to = cursor.at_u32();
     // What comes next has to be a comma or a bracket, so no string continues this one.
-    cursor.eat_text("'").map(|()| text)
+    cursor.eat_text("'").map(|()| (from, to))
 }
 
 /// Items of a tuple that is read without a tape. Longer ones are left to the tape, which knows the
 /// limits.
-const PLAIN_ITEMS_MAX: usize = 64;
+const PLAIN_ITEMS_MAX: u8 = 64;
 
+/// Reads a tuple, item by item, and says how many there are.
 #[inline]
-fn read_plain_tuple<'t, T: Part<'t>>(
+pub(crate) fn read_plain_tuple<'t, T: Part<'t>>(
     cursor: &mut Cursor<'t>,
     mut push: impl FnMut(T),
-) -> Option<()> {
+) -> Option<u8> {
     cursor.eat_text("(")?;
     if cursor.eat(b')') {
-        return Some(());
+        return Some(0);
     }
-    for index in 0..PLAIN_ITEMS_MAX {
+    for count in 1..=PLAIN_ITEMS_MAX {
         push(T::read_plain(cursor)?);
         if cursor.eat_text(", ").is_some() {
             continue;
         }
-        return cursor.eat_text(if index == 0 { ",)" } else { ")" });
+        return cursor.eat_text(if count == 1 { ",)" } else { ")" }).map(|()| count);
     }
     None
 }

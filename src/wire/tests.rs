@@ -164,7 +164,7 @@ fn program_exec_takes_one_to_three_sizes() {
              global_size={sizes}, local_size=None, wait=True)]"
         );
         let Command::ProgramExec(exec) = parse_one(&text)?.command else { panic!() };
-        let ProgramExec { buffers, values, local, wait, global, .. } = exec;
+        let ProgramExec { buffers, values, local, wait, global, .. } = *exec;
         assert_eq!(&buffers[..], [BufferNumber(1), BufferNumber(2)]);
         assert_eq!((&values[..], local, wait), (&[-1][..], None, true));
         Ok::<_, WireError>(global.map(|global| global.padded()))
