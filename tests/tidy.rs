@@ -322,8 +322,9 @@ fn block_comment_bytes(rest: &str) -> usize {
 /// Every Rust file of the repository, build outputs left out.
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut folders: Vec<PathBuf> =
-        ["benches", "examples", "fuzz", "src", "sys", "tests"].map(|name| root.join(name)).into();
+    let mut folders: Vec<PathBuf> = ["benches", "examples", "fuzz", "perf", "src", "sys", "tests"]
+        .map(|name| root.join(name))
+        .into();
     let mut sources = Vec::new();
     while let Some(folder) = folders.pop() {
         let Ok(entries) = fs::read_dir(&folder) else { continue };

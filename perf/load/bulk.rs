@@ -1,0 +1,139 @@
+//! Large copies: 256 MiB in each direction, and one upload of many gigabytes.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::client::{self, Client, list};
+use crate::process::MemoryWatch;
+use crate::{Result, Results, Setting, median, repeated};
+
+pub(crate) const MIB: usize = 1 << 20;
+/// Of one bulk copy: far beyond caches and socket buffers.
+pub(crate) const BULK_BYTES: usize = 256 * MIB;
+/// The buffer that is copied to and from.
+const BUFFER: usize = 100;
+/// What a long upload is written in.
+const PIECE_BYTES: usize = 16 * MIB;
+
+/// A byte for each page, so that bytes in the wrong place are seen.
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at >> 12).to_le_bytes()[0] ^ at.to_le_bytes()[0]).collect()
+}
+
+/// Makes the buffer; returns requests that fill it and that read it, and what it is filled with.
+/// The reply to the first waits for the copy, since it reads a small buffer afterwards.
+pub(crate) fn requests(client: &mut Client) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>)> {
+    let session = client.session.clone();
+    let alloc = client.batch(&list(&[client::buffer_alloc(&session, BUFFER, BULK_BYTES)]));
+    client.request(&alloc)?;
+    client.expect_bytes(BULK_BYTES);
+    let pattern = pattern(BULK_BYTES);
+    let (data, name) = client.blob(&pattern);
+    let text = [client::copy_in(&session, BUFFER, &name), client::copy_out(&session, 1)];
+    let fill = client.batch_with(&data, &list(&text));
+    let read = client.batch(&list(&[client::copy_out(&session, BUFFER)]));
+    Ok((fill, read, pattern))
+}
+
+/// One large copy in each direction, into a buffer that has its pages already and into a new one.
+pub(crate) fn measure(client: &mut Client, setting: &Setting, results: &mut Results) -> Result<()> {
+    let (fill, read, pattern) = requests(client)?;
+    // Pages of the buffer and of the staging memory come into being before anything is timed.
+    client.request(&fill)?;
+    let mut outward = Vec::new();
+    let mut inward = repeated(setting.counts, || {
+        let began = Instant::now();
+        client.request(&fill)?;
+        let inward = began.elapsed();
+        let began = Instant::now();
+        let reply = client.request(&read)?;
+        outward.push(began.elapsed().as_secs_f64());
+        if reply != pattern {
+            return Err("the bytes that came back are not those that were sent".into());
+        }
+        Ok(inward)
+    })?;
+    let session = client.session.clone();
+    let text =
+        [client::buffer_free(&session, BUFFER), client::buffer_alloc(&session, BUFFER, BULK_BYTES)];
+    let renew = client.batch(&list(&text));
+    let mut fresh = repeated(setting.counts, || {
+        client.request(&renew)?;
+        let began = Instant::now();
+        client.request(&fill)?;
+        Ok(began.elapsed())
+    })?;
+    let mut report = |name: &str, seconds: &mut Vec<f64>| {
+        let speed = BULK_BYTES as f64 / median(seconds) / 1e9;
+        results.insert(name.to_owned(), json!(speed));
+    };
+    report("copy_in_256_mib_gbs", &mut inward);
+    report("copy_in_256_mib_fresh_gbs", &mut fresh);
+    report("copy_out_256_mib_gbs", &mut outward);
+    Ok(())
+}
+
+/// One blob of many gigabytes into a buffer of that size, read back and compared, while the
+/// server's memory is watched. Of the figures, `extra` is what there was at most beyond the buffer.
+pub(crate) fn upload(setting: &Setting, bytes: usize) -> Result<Results> {
+    let pid = setting.pid.ok_or("the server's process is needed (--pid)")?;
+    let mut client = Client::connect(setting.address, setting.spin)?;
+    let session = client.session.clone();
+    client.prepare_kernel(&session)?;
+    let alloc = client.batch(&list(&[client::buffer_alloc(&session, BUFFER, bytes)]));
+    let mut piece = pattern(PIECE_BYTES);
+    let mut back = piece.clone();
+    let mut results = Results::new();
+    let mut report = |name: &str, bytes_moved: usize, began: Instant, peak: (f64, f64)| {
+        let speed = bytes_moved as f64 / began.elapsed().as_secs_f64() / 1e9;
+        results.insert(format!("{name}_gbs"), json!(speed));
+        let extra = |bytes_more: f64| json!((bytes_more - bytes as f64) / MIB as f64);
+        results.insert(format!("{name}_extra_mib"), extra(peak.0));
+        results.insert(format!("{name}_extra_of_machine_mib"), extra(peak.1));
+    };
+
+    let watch = MemoryWatch::start(pid);
+    client.request(&alloc)?;
+    let began = Instant::now();
+    send_upload(&mut client, bytes, &mut piece)?;
+    report("upload", bytes, began, watch.peak()?);
+
+    // The buffer is there already: what comes on top is counted from here.
+    let watch = MemoryWatch::start(pid);
+    let read = client.batch(&list(&[client::copy_out(&session, BUFFER)]));
+    let began = Instant::now();
+    client.send(&read)?;
+    let mut number = 0_u64;
+    let length = client.reply_in_pieces(&mut back, |got| {
+        piece[..8].copy_from_slice(&number.to_le_bytes());
+        number += 1;
+        match got == &piece[..got.len()] {
+            true => Ok(()),
+            false => Err(format!("piece {number} came back as something else").into()),
+        }
+    })?;
+    if length != bytes {
+        return Err(format!("{length} bytes came back of {bytes}").into());
+    }
+    let (resident, machine) = watch.peak()?;
+    report("download", bytes, began, (resident + bytes as f64, machine + bytes as f64));
+    Ok(results)
+}
+
+/// The request, piece by piece; each piece begins with its number.
+fn send_upload(client: &mut Client, bytes: usize, piece: &mut [u8]) -> Result<()> {
+    let session = client.session.clone();
+    let (blob_head, name) = client.blob_head(bytes);
+    let text = [client::copy_in(&session, BUFFER, &name), client::copy_out(&session, 1)];
+    let (text, _) = client.blob(list(&text).as_bytes());
+    let head = client.head(blob_head.len() + bytes + text.len());
+    client.send(&[&head, &blob_head[..]].concat())?;
+    for (number, begin) in (0_u64..).zip((0..bytes).step_by(piece.len())) {
+        piece[..8].copy_from_slice(&number.to_le_bytes());
+        client.send(&piece[..piece.len().min(bytes - begin)])?;
+    }
+    client.send(&text)?;
+    client.reply()?;
+    Ok(())
+}
