@@ -1,4 +1,4 @@
-"""Drawings of results as SVG, by hand. Colours suit light and dark pages; there is no background."""
+"""Drawings of results as SVG, by hand, in colours for light and dark pages, without background."""
 
 import html
 import math

@@ -238,8 +238,8 @@ def record_of(arguments, cores):
 
 def headline(record):
     described = record["machine"]
-    return (f"Outboard {record['server']}; {described['cpu']}, {described['cores']} cores, Linux {described['kernel']}, "
-            f"{described['congestion_control']}, load average "
+    return (f"Outboard {record['server']}; {described['cpu']}, {described['cores']} cores, "
+            f"Linux {described['kernel']}, {described['congestion_control']}, load average "
             f"{described['load_average_before']:.1f} before; commit {record['commit']}")
 
 

@@ -139,6 +139,9 @@ impl EngineLimits {
     pub const BATCH_BYTES_KEPT_MAX: usize = 4 << 20;
     /// The same, for the sessions that a batch names.
     pub const BATCH_SESSIONS_KEPT_MAX: usize = 1 << 10;
+    /// How often one batch may linger for a device, see [`DeviceLimits::LINGER`]: it holds the core
+    /// meanwhile.
+    pub const LINGERS_PER_BATCH_MAX: u32 = 16;
 }
 
 /// Limits of connections and of the memory that they hold. See `shard`.
@@ -147,7 +150,7 @@ pub struct ShardLimits {
     /// Longest pause inside a body. A client that died in a way that TCP does not see holds its
     /// staging memory no longer than this.
     pub body_pause_max: Duration,
-    /// Connections of one shard. Each costs a receive buffer.
+    /// Connections of one shard. An idle one costs some KiB.
     pub connections_max: usize,
     /// How long a drain waits for batches that run.
     pub drain_time_max: Duration,
@@ -162,12 +165,20 @@ pub struct ShardLimits {
     /// Blobs up to here are held in the server's own memory and copied through the queue; longer
     /// ones are received where the device takes them from.
     pub private_blob_bytes_max: u64,
-    /// Size of a connection's receive buffer: a batch of 200 commands. Pages that no request has
-    /// reached cost nothing. Not below `HttpLimits::head_bytes_max`.
-    pub receive_bytes: usize,
+    /// Replies up to here are copied behind their heads and go out with the next receive. A copy of
+    /// so much costs less than an entry into the kernel does.
+    pub reply_copied_bytes_max: usize,
+    /// How long a body waits for staging memory, with its socket unread, before it is refused. The
+    /// one that has waited longest waits twice as long, so that of two that wait for each other one
+    /// gets on. Together less than a client's patience (300 s).
+    pub staging_wait_max: Duration,
     /// How often what is under way is looked at: watchdogs, dead clients, time limits. Nothing is
     /// looked at while nothing is under way.
     pub tick: Duration,
+    /// Pieces of a reply from here on are sent from where they are, without a copy, on all ways but
+    /// loopback, which copies in the end. Pinning pages and the second completion cost more than
+    /// copying less than this (the kernel's own figures; about 10 KiB with pinned pages).
+    pub zero_copy_bytes_min: usize,
 }
 
 impl Default for ShardLimits {
@@ -180,8 +191,40 @@ impl Default for ShardLimits {
             io_slice_bytes: 1 << 20,
             keepalive_idle: Duration::from_secs(30),
             private_blob_bytes_max: 16 << 10,
-            receive_bytes: 64 << 10,
+            reply_copied_bytes_max: 16 << 10,
+            staging_wait_max: Duration::from_secs(30),
             tick: Duration::from_millis(100),
+            zero_copy_bytes_min: 32 << 10,
+        }
+    }
+}
+
+/// Each shard's ring. See `shard::ring`.
+#[derive(Clone, Copy, Debug)]
+pub struct RingLimits {
+    /// How long a shard watches its ring after it was last active before it sleeps. Being woken
+    /// costs a client some 30 to 80 microseconds, watching costs the core.
+    pub busy_poll: Duration,
+    /// Buffers that wait for bytes to arrive, for all connections of a shard. A connection has one
+    /// only while a request of its is under way; where none is left, memory is allocated instead.
+    /// At most 32,768.
+    pub chunks: u16,
+    /// Size of each: a batch of some 50 commands.
+    pub chunk_bytes: usize,
+    /// Completions that the ring holds. The kernel keeps what exceeds them, at a cost.
+    pub completions: u32,
+    /// Operations that are handed over at once; more go in several goes.
+    pub submissions: u32,
+}
+
+impl Default for RingLimits {
+    fn default() -> Self {
+        RingLimits {
+            busy_poll: Duration::ZERO,
+            chunks: 256,
+            chunk_bytes: 16 << 10,
+            completions: 4096,
+            submissions: 256,
         }
     }
 }
@@ -326,9 +369,15 @@ impl DeviceLimits {
     pub const LOAD_STATUS_BYTES: u64 = 1 << 10;
     /// Timed work whose duration nobody has asked for yet. The oldest is given up for a new one.
     pub const TIMERS: usize = 256;
-    /// How long a worker looks for new packets before it sleeps. A futex wake-up takes about 10
-    /// microseconds; on a machine with few cores spinning for longer takes time from the server.
+    /// How long a worker looks for new packets before it sleeps, as a rule.
     pub const WORKER_SPIN: Duration = Duration::from_micros(5);
+    /// How long it looks where the last ones came this soon: a wake-up takes 10 microseconds on a
+    /// busy core and 50 on an idle one, most of the round trip of a client that waits for each
+    /// launch. It lets others have the core meanwhile. Python clients take longer between two.
+    pub const WORKER_SPIN_LONG: Duration = Duration::from_micros(100);
+    /// How long the server looks whether a worker that is awake reaches a fence, before it has
+    /// itself told: that takes the worker a system call, and the server a wake-up.
+    pub const LINGER: Duration = Duration::from_micros(10);
     /// Stack of a kernel. Generated kernels keep their accumulators there.
     pub const WORKER_STACK_BYTES: u64 = 64 << 20;
     /// Private memory of a worker above what it has at its start: code of kernels, graphs.

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use outboard::config::{
-    CacheDir, CompileConfig, CompilerChoice, EngineLimits, EnvelopeLimits, HttpLimits, ShardLimits,
-    WireLimits,
+    CacheDir, CompileConfig, CompilerChoice, EngineLimits, EnvelopeLimits, HttpLimits, RingLimits,
+    ShardLimits, WireLimits,
 };
 use outboard::device::platform::{CpuPlatform, PlatformConfig};
 use outboard::device::shared::Budget;
@@ -88,6 +88,10 @@ struct ServeArgs {
     /// Seconds that a client may pause inside a body.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "60")]
     body_timeout: Duration,
+    /// Microseconds that a shard watches its sockets after it was last active before it sleeps:
+    /// shorter round trips, for a core's time.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    busy_poll: u64,
     /// Seconds that one kernel may run before its session is ended.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "60")]
     kernel_timeout: Duration,
@@ -152,6 +156,10 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
         engine: EngineLimits::default(),
         envelope: EnvelopeLimits::default(),
         http: HttpLimits { body_bytes_max: arguments.body_limit, ..HttpLimits::default() },
+        ring: RingLimits {
+            busy_poll: Duration::from_micros(arguments.busy_poll),
+            ..RingLimits::default()
+        },
         shard: ShardLimits {
             body_pause_max: arguments.body_timeout,
             connections_max: arguments.connection_limit,

@@ -75,9 +75,8 @@ fn engine() -> Engine {
     let mut text = String::from("[");
     for session in [KEY, OTHER] {
         for number in 0..8 {
-            text += &format!(
-                "BufferAlloc(session={session}, buffer_num={number}, size=16, {SPEC}), "
-            );
+            text +=
+                &format!("BufferAlloc(session={session}, buffer_num={number}, size=16, {SPEC}), ");
         }
         text += &format!("ProgramAlloc(session={session}, name='kernel', datahash='{SOURCE}'), ");
     }

@@ -342,8 +342,11 @@ fn memory_kept_for_the_next_upload_goes_when_none_comes() {
     let server = Server::start();
     let mut client = Client::connect(server.address(), "a");
     let bytes = 24 << 20;
-    let alloc = [client.alloc(1, bytes)];
+    let alloc = [client.alloc(1, bytes), client.alloc(2, 4)];
     client.batch(&alloc, &[]).ok();
+    // A worker that is being started may be counted as a second server: wait for its first work.
+    let work = [client.copy_in(2, b"work"), client.copy_out(2)];
+    client.batch(&work, &[b"work"]).ok();
     let resident = || support::holdings::resident_bytes(server.pid());
     let before = resident();
     for byte in 1..=3 {

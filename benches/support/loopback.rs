@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outboard::blob::Digest;
-use outboard::config::{EngineLimits, EnvelopeLimits, HttpLimits, ShardLimits, WireLimits};
+use outboard::config::{
+    EngineLimits, EnvelopeLimits, HttpLimits, RingLimits, ShardLimits, WireLimits,
+};
 use outboard::device::null::NullPlatform;
 use outboard::device::shared::Budget;
 use outboard::shard::{self, PlatformMaker, Server};
@@ -135,6 +137,7 @@ pub(crate) fn start(core: usize, platform: &PlatformMaker) -> Result<Server> {
         engine: EngineLimits::default(),
         envelope: EnvelopeLimits::default(),
         http: HttpLimits::default(),
+        ring: RingLimits::default(),
         shard: ShardLimits::default(),
         wire: WireLimits::default(),
         staging: Arc::new(Budget::new(1 << 30)),

@@ -94,8 +94,9 @@ impl Floors {
         peer.join().map_err(|_| "the echo thread failed".into())
     }
 
-    /// Bytes from one thread's memory to the other's, both touched before, in each direction. One
-    /// end reads and writes as the load does, the end that stands for the server in several lengths.
+    /// Bytes from one thread's memory to the other's, both touched before, in each direction. The
+    /// near end reads and writes as the load does, the far end, in a server's place, in several
+    /// lengths.
     fn stream(&self, results: &mut Results) -> Result<()> {
         for piece in SERVER_PIECES_BYTES {
             let (inward, outward) = self.stream_in_pieces(piece)?;

@@ -47,8 +47,9 @@ impl Budget {
         self.kept.load(Ordering::Relaxed)
     }
 
-    /// The most that one allocation can ever have.
-    pub(super) fn reach(&self, draws: bool) -> u64 {
+    /// The most that anybody can ever have; with `draws`, from the reserve too.
+    #[must_use]
+    pub fn reach(&self, draws: bool) -> u64 {
         let more = self.reserve.as_ref().filter(|_| draws).map_or(0, |reserve| reserve.limit);
         self.limit.saturating_add(more)
     }

@@ -68,6 +68,7 @@ pub struct Isolated {
     timers: Timers,
     /// The packet for which the doorbell was asked.
     armed: Option<u64>,
+    linger: Linger,
     watchdog: Watchdog,
     lost: Option<DeviceError>,
     words: Vec<u64>,
@@ -123,6 +124,7 @@ impl Isolated {
             graphs: Slots::default(),
             timers: Timers::default(),
             armed: None,
+            linger: Linger::default(),
             watchdog: Watchdog::new(config.kernel_time_max),
             lost: None,
             words: Vec::new(),
@@ -593,6 +595,20 @@ impl Device for Isolated {
         Status { completed: Fence(self.ring.completed()), lost: self.lost.clone() }
     }
 
+    fn linger(&mut self, fence: Fence) {
+        if self.lost.is_some() || self.ring.woke() || !self.linger.is_worth_it() {
+            return;
+        }
+        let start = Instant::now();
+        while self.ring.look().is_ok() && self.ring.completed() < fence.0 {
+            if start.elapsed() >= DeviceLimits::LINGER {
+                return self.linger.failed();
+            }
+            (0..16).for_each(|_| std::hint::spin_loop());
+        }
+        self.linger.succeeded();
+    }
+
     fn arm(&mut self, fence: Fence) {
         self.ring.publish();
         let completed = self.ring.completed();
@@ -714,6 +730,33 @@ impl Timers {
     fn take(&mut self, fence: Fence) -> Option<u32> {
         let at = self.running.iter().position(|(running, _)| *running == fence)?;
         self.running.remove(at).map(|(_, timer)| timer)
+    }
+}
+
+/// Whether lingering has paid of late.
+#[derive(Default)]
+struct Linger {
+    /// In vain, since the last that was not.
+    failures: u32,
+    /// Occasions to let pass.
+    passes_left: u32,
+}
+
+impl Linger {
+    fn is_worth_it(&mut self) -> bool {
+        let now = self.passes_left == 0;
+        self.passes_left = self.passes_left.saturating_sub(1);
+        now
+    }
+
+    fn failed(&mut self) {
+        const FAILURES_MAX: u32 = 6;
+        self.failures = FAILURES_MAX.min(self.failures + 1);
+        self.passes_left = 1 << self.failures;
+    }
+
+    fn succeeded(&mut self) {
+        self.failures = 0;
     }
 }
 

@@ -287,6 +287,10 @@ pub trait Device {
     /// Looks how far the device has come; kills what has run past the time limit. Never blocks.
     fn poll(&mut self, now: Instant) -> Status;
 
+    /// Waits for `fence` where that is likely to be a matter of microseconds. Holds the core
+    /// meanwhile, for [`crate::config::DeviceLimits::LINGER`] at most.
+    fn linger(&mut self, fence: Fence);
+
     /// Asks for the doorbell to ring when `fence` is reached. The caller polls once more after this
     /// call, since the fence may have been reached just before it. Of several fences asked for, the
     /// earliest that has not been reached counts, and it rings once; the others are asked for again

@@ -463,6 +463,8 @@ impl Device for NullDevice {
         Status { completed: Fence(queue.completed), lost: queue.lost.clone() }
     }
 
+    fn linger(&mut self, _fence: Fence) {}
+
     fn arm(&mut self, _fence: Fence) {}
 
     fn elapsed(&mut self, _fence: Fence) -> Duration {

@@ -139,6 +139,7 @@ pub(super) struct Producer {
     /// What the worker may see of `tail`, and how many packets it may not see yet.
     published: u64,
     held_back: u32,
+    woke: bool,
     /// What is known of the worker, from the last look.
     head: u64,
     completed: u64,
@@ -160,6 +161,7 @@ impl Producer {
             tail: 0,
             published: 0,
             held_back: 0,
+            woke: false,
             head: 0,
             completed: 0,
             progress: 0,
@@ -263,7 +265,15 @@ impl Producer {
         if sleeping.load(Ordering::Relaxed) != 0 && sleeping.swap(0, Ordering::Relaxed) != 0 {
             // Waking cannot fail on a mapped word, and there is nobody to tell.
             let _ = futex::wake(sleeping, futex::Flags::empty(), 1);
+            self.woke = true;
+        } else {
+            self.woke = false;
         }
+    }
+
+    /// Whether the worker was asleep when it was last given something to do.
+    pub(super) fn woke(&self) -> bool {
+        self.woke
     }
 
     /// The packet after which at least `bytes` are free, unless they are free already.
@@ -296,6 +306,44 @@ impl Producer {
 pub(super) struct Place {
     head: u64,
     completed: u64,
+}
+
+/// How long a worker looks for packets before it sleeps: longer where a client seems to send one
+/// request after the other, and wakes it each time just after it went to sleep.
+#[derive(Debug)]
+pub(super) struct Patience {
+    limit: Duration,
+    /// Long looks in vain since the last that was not.
+    failures: u32,
+    /// Sleeps until a long look is tried again.
+    sleeps_left: u32,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { limit: DeviceLimits::WORKER_SPIN, failures: 0, sleeps_left: 0 }
+    }
+}
+
+impl Patience {
+    fn found(&mut self) {
+        self.failures = 0;
+    }
+
+    /// After a sleep: `idle` is the time from the last packet to the next.
+    fn slept(&mut self, idle: Duration) {
+        const FAILURES_MAX: u32 = 6;
+        if self.limit > DeviceLimits::WORKER_SPIN {
+            self.limit = DeviceLimits::WORKER_SPIN;
+            self.failures = FAILURES_MAX.min(self.failures + 1);
+            self.sleeps_left = 1 << self.failures;
+        } else if self.sleeps_left > 0 {
+            self.sleeps_left -= 1;
+        } else if idle < 2 * DeviceLimits::WORKER_SPIN_LONG {
+            // Without the wake-up it would have been less.
+            self.limit = DeviceLimits::WORKER_SPIN_LONG;
+        }
+    }
 }
 
 impl Ring {
@@ -331,13 +379,25 @@ impl Ring {
             && header.wake_at.0.compare_exchange(wake_at, DISARMED, order, failed).is_ok()
     }
 
-    /// Returns when there may be packets past `place`: spins for a while, then sleeps.
-    pub(super) fn sleep(&self, place: &Place, spin: Duration) {
+    /// Returns when there may be packets past `place`: looks for a while, then sleeps.
+    pub(super) fn sleep(&self, place: &Place, patience: &mut Patience) {
         let header = self.header();
         let is_empty = || header.tail.0.load(Ordering::Acquire) == place.head;
         let start = Instant::now();
-        while is_empty() && start.elapsed() < spin {
-            (0..32).for_each(|_| std::hint::spin_loop());
+        loop {
+            for _ in 0..64 {
+                if !is_empty() {
+                    return patience.found();
+                }
+                std::hint::spin_loop();
+            }
+            let looked = start.elapsed();
+            if looked >= patience.limit {
+                break;
+            }
+            if looked >= DeviceLimits::WORKER_SPIN {
+                rustix::thread::sched_yield();
+            }
         }
         let sleeping = &header.sleeping.0;
         while is_empty() {
@@ -349,6 +409,7 @@ impl Ring {
             }
         }
         sleeping.store(0, Ordering::Relaxed);
+        patience.slept(start.elapsed());
     }
 
     /// Counts one more unit of work as begun.
@@ -448,6 +509,29 @@ mod tests {
     }
 
     #[test]
+    fn worker_looks_longer_only_where_packets_come_soon() {
+        let (short, long) = (DeviceLimits::WORKER_SPIN, DeviceLimits::WORKER_SPIN_LONG);
+        let mut patience = Patience::default();
+        patience.slept(Duration::from_secs(1));
+        assert_eq!(patience.limit, short);
+        patience.slept(long);
+        assert_eq!(patience.limit, long);
+        patience.found();
+        assert_eq!(patience.limit, long);
+        // Each failure makes it try again later.
+        let mut sleeps = [0; 3];
+        for count in &mut sleeps {
+            patience.slept(long);
+            assert_eq!(patience.limit, short);
+            while patience.limit == short {
+                *count += 1;
+                patience.slept(long);
+            }
+        }
+        assert!(sleeps[0] < sleeps[1] && sleeps[1] < sleeps[2], "{sleeps:?}");
+    }
+
+    #[test]
     fn impossible_values_are_noticed() {
         let break_it: [fn(&Header); 5] = [
             |header| header.completed.store(2, Ordering::Relaxed),
@@ -473,13 +557,13 @@ mod tests {
         let mut producer = Producer::new(ring);
         let worker = std::thread::spawn(move || {
             let ring = Ring::open(&fd).unwrap();
-            let mut place = Place::default();
+            let (mut place, mut patience) = (Place::default(), Patience::default());
             while place.completed < 10_000 {
                 while ring.next(&place).is_some() {
                     assert!(!ring.finish(&mut place, 1));
                 }
                 if place.completed < 10_000 {
-                    ring.sleep(&place, Duration::ZERO);
+                    ring.sleep(&place, &mut patience);
                 }
             }
         });

@@ -513,6 +513,42 @@ impl Range {
     }
 }
 
+/// Part of a range that the kernel writes to, for as long as it takes: it keeps the memory.
+#[derive(Debug)]
+pub struct Landing {
+    block: Rc<Block>,
+    at: u64,
+    bytes: u64,
+}
+
+impl Range {
+    /// The bytes at `part`, for an operation of the kernel's to write to.
+    ///
+    /// # Panics
+    ///
+    /// If they are not in the range.
+    #[must_use]
+    pub fn landing(&self, part: std::ops::Range<usize>) -> Landing {
+        assert!(part.start <= part.end && to_u64(part.end) <= self.0.bytes, "outside of the range");
+        let (at, bytes) = (to_u64(part.start), to_u64(part.len()));
+        Landing { block: Rc::clone(&self.0), at, bytes }
+    }
+}
+
+impl Landing {
+    /// Where the bytes are: mapped and writable as long as `self` lives.
+    #[must_use]
+    pub fn address(&self) -> *mut u8 {
+        self.block.address(self.at, self.bytes).as_ptr()
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        to_usize(self.bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -23,7 +23,7 @@ use rustix::process::Pid;
 use super::cpu::Kernel;
 use super::packet::{Address, Packet};
 use super::replay::{Graph, Run};
-use super::ring::{Place, Ring};
+use super::ring::{Patience, Place, Ring};
 use super::sandbox;
 use super::shared::{Mapping, to_u64, to_usize};
 use super::timeline::{PAGE_BYTES, Words};
@@ -94,6 +94,7 @@ impl Worker {
 
     fn run(mut self) -> Failure {
         let mut place = Place::default();
+        let mut patience = Patience::default();
         loop {
             while let Some(words) = self.ring.next(&place) {
                 let len = words.len();
@@ -107,7 +108,7 @@ impl Worker {
                     self.ring_doorbell();
                 }
             }
-            self.ring.sleep(&place, DeviceLimits::WORKER_SPIN);
+            self.ring.sleep(&place, &mut patience);
         }
     }
 

@@ -147,6 +147,8 @@ pub struct Batch<'t> {
     pub(super) compiling: HashMap<(u64, Digest), compile::Ticket>,
     /// Where to look for the next program to compile ahead.
     pub(super) compiling_next: usize,
+    /// How often the batch has lingered.
+    lingers: u32,
     /// The last command that has an output.
     last_output: OnceCell<Option<usize>>,
     /// Blobs that more than one command names.
@@ -200,6 +202,7 @@ impl<'t> Batch<'t> {
             pending: None,
             compiling: HashMap::new(),
             compiling_next: 0,
+            lingers: 0,
             last_output: OnceCell::new(),
             named_twice: OnceCell::new(),
             output: Output::Empty,
@@ -212,12 +215,11 @@ impl<'t> Batch<'t> {
     pub(super) fn names_twice(&self, blob: &Digest) -> bool {
         let named_twice = self.named_twice.get_or_init(|| {
             let mut once = HashSet::new();
-            let sources = (0..self.commands.len()).filter_map(|index| {
-                match self.commands.get(index) {
+            let sources =
+                (0..self.commands.len()).filter_map(|index| match self.commands.get(index) {
                     Some(Stored::Other(command)) => source(command),
                     _ => None,
-                }
-            });
+                });
             sources.filter(|source| !once.insert(*source)).collect()
         });
         named_twice.contains(blob)
@@ -249,6 +251,12 @@ impl<'t> Batch<'t> {
             (None, Reply::Ok(output)) => Ok(output.as_bytes().to_vec()),
             (None, Reply::Failed(text)) => Err(text.clone()),
         }
+    }
+
+    /// Whether the batch may hold the core once more to wait for a device.
+    pub(super) fn may_linger(&mut self) -> bool {
+        self.lingers += 1;
+        self.lingers <= EngineLimits::LINGERS_PER_BATCH_MAX
     }
 
     pub(super) fn use_of_output(&self) -> UseOfOutput {

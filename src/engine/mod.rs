@@ -116,16 +116,27 @@ impl Engine {
     /// Runs a batch until it is done, has to wait, or has used its slice of time.
     pub fn advance(&mut self, batch: &mut Batch<'_>, now: Instant) -> Progress {
         self.prefetch(batch);
-        let progress = self.run_slice(batch, now);
-        self.sessions.submit();
-        if let Progress::Done(_) = progress {
-            self.memory.take_back(batch);
+        let mut left = self.limits.commands_per_slice;
+        loop {
+            let progress = self.run_slice(batch, &mut left, now);
+            self.sessions.submit();
+            match &progress {
+                Progress::Done(_) => self.memory.take_back(batch),
+                Progress::Wait(WaitFor::Device { session, fence })
+                    if batch.may_linger() && self.sessions.linger(*session, *fence, now) =>
+                {
+                    continue;
+                }
+                Progress::Forward(_) | Progress::Pause | Progress::Wait(_) => {}
+            }
+            return progress;
         }
-        progress
     }
 
-    fn run_slice(&mut self, batch: &mut Batch<'_>, now: Instant) -> Progress {
-        for _ in 0..self.limits.commands_per_slice {
+    /// Runs the next `left` commands, as far as they run without waiting.
+    fn run_slice(&mut self, batch: &mut Batch<'_>, left: &mut usize, now: Instant) -> Progress {
+        while let Some(fewer) = left.checked_sub(1) {
+            *left = fewer;
             let outcome = match batch.pending.take() {
                 Some(pending) => self.resume(pending, now),
                 None if batch.next >= batch.commands.len() => {

@@ -362,6 +362,15 @@ impl Sessions {
         }
     }
 
+    /// Whether a device is at `fence` already, or within a moment that it is given.
+    pub(super) fn linger(&mut self, id: SessionId, fence: Fence, now: Instant) -> bool {
+        let Some(session) = self.by_id_mut(id) else { return true };
+        if let Some(device) = &mut session.device {
+            device.linger(fence);
+        }
+        session.reached(fence, now)
+    }
+
     fn count_of(&self, owner: Owner) -> usize {
         self.slots.iter().flatten().filter(|session| session.owner == owner).count()
     }

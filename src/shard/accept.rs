@@ -7,14 +7,14 @@ use tracing::{debug, warn};
 
 use super::Shard;
 use super::connection::serve;
-use super::io::{Listener, sleep};
+use super::io::Listener;
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Shard {
     /// Accepts for as long as the task lives.
-    pub(super) async fn accept(self: Rc<Self>, listener: Listener) {
+    pub(super) async fn accept(self: Rc<Self>, mut listener: Listener) {
         loop {
             match listener.accept(self.config.shard.keepalive_idle).await {
                 Ok(_) if self.connections.borrow().len() >= self.config.shard.connections_max => {
@@ -23,11 +23,11 @@ impl Shard {
                 Ok(socket) => {
                     let owner = self.next_owner();
                     debug!(?owner, "connected");
-                    glommio::spawn_local(serve(Rc::clone(&self), socket, owner)).detach();
+                    self.reactor.spawn(serve(Rc::clone(&self), socket, owner)).detach();
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
-                    sleep(PAUSE).await;
+                    self.reactor.sleep(PAUSE).await;
                 }
             }
         }

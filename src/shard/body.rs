@@ -1,19 +1,25 @@
 //! The body of a request as it arrives: blobs into memory, the last of them the command text.
 //!
-//! Owns: where each blob's bytes go. Short ones go into private memory. Long ones go into staging
-//! memory, which devices take them from, so that they can be received there directly. Memory is
-//! charged as bytes arrive, not as they are promised.
+//! Owns: where each blob's bytes go. Text that came in one piece stays in the receive buffer; other
+//! text, and short blobs, go into private memory. Long blobs go into staging memory, which devices
+//! take them from. Both are received there directly where they are long. Memory is charged as
+//! bytes arrive, not as they are promised; where there is none, the body says so and can be gone on
+//! with later.
 
+use std::ops;
 use std::rc::Rc;
 
 use super::Config;
 use crate::blob::Digest;
 use crate::device::DeviceError;
-use crate::device::shared::{Heap, Range};
+use crate::device::shared::{Heap, Landing, Range};
 use crate::engine::{Blob, Blobs};
 use crate::http::{BodyLength, Status};
 use crate::wire::WireError;
 use crate::wire::envelope::{Envelope, Event};
+
+/// Text is received directly, in pieces of at least so much: it is long then.
+const TEXT_STEP_BYTES: usize = 64 << 10;
 
 /// Why a body is refused.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +28,8 @@ pub(super) enum BodyError {
     DigestRepeated { digest: Digest },
     #[error("no staging memory for {bytes} bytes: {cause}")]
     Staging { bytes: u64, cause: DeviceError },
+    #[error("no staging memory came free for {bytes} bytes in {seconds} s; try again later")]
+    StagingBusy { bytes: u64, seconds: u64 },
     #[error("the command text has {bytes} bytes, the limit is {bytes_max}")]
     TextTooLong { bytes: u64, bytes_max: u64 },
     #[error("bad body: {0}")]
@@ -32,17 +40,39 @@ impl BodyError {
     pub(super) fn status(&self) -> Status {
         match self {
             BodyError::DigestRepeated { .. } => Status::BadRequest,
-            BodyError::Staging { .. } => Status::ServiceUnavailable,
+            BodyError::Staging { .. } | BodyError::StagingBusy { .. } => Status::ServiceUnavailable,
             BodyError::TextTooLong { .. } => Status::ContentTooLarge,
             BodyError::Wire(_) => Status::BadRequest,
         }
     }
 }
 
+/// The command text.
+pub(super) enum Text {
+    /// In the receive buffer.
+    InPlace(ops::Range<usize>),
+    Own(Vec<u8>),
+}
+
 /// A blob whose bytes arrive.
 enum Destination {
+    /// Text that is complete, and where it lies in the receive buffer.
+    InPlace(ops::Range<usize>),
     Private(Vec<u8>),
-    Staged { range: Range, filled: usize },
+    Text(Vec<u8>),
+    /// Filled up to `filled`; there is memory up to `room`.
+    Staged {
+        range: Range,
+        filled: usize,
+        room: usize,
+    },
+}
+
+/// Where the next bytes of a body may be received directly.
+pub(super) enum Direct {
+    Landing(Landing),
+    /// Behind what the vector holds, up to so many bytes.
+    Text(Vec<u8>, usize),
 }
 
 /// A request's body.
@@ -50,10 +80,14 @@ pub(super) struct Body<'c> {
     config: &'c Config,
     staging: &'c Heap,
     envelope: Envelope,
+    /// A blob that has begun and has no memory yet.
+    unplaced: Option<(Digest, u64)>,
     current: Option<(Digest, Destination)>,
     /// The last complete blob: text if no other follows.
     last: Option<(Digest, Destination)>,
     blobs: Blobs,
+    /// Bytes that went to staging memory, or were promised for it.
+    staged_bytes: u64,
 }
 
 impl<'c> Body<'c> {
@@ -67,56 +101,130 @@ impl<'c> Body<'c> {
             config,
             staging,
             envelope: Envelope::new(config.envelope, body_bytes),
+            unplaced: None,
             current: None,
             last: None,
             blobs: Blobs::default(),
+            staged_bytes: 0,
         }
+    }
+
+    /// Whether there is memory for what comes next, as far as it is known; at most `bytes_max`
+    /// bytes of a long blob. While there is none, nothing is taken.
+    pub(super) fn has_room(&mut self, bytes_max: usize) -> Result<bool, BodyError> {
+        if let Some((digest, bytes)) = self.unplaced.take() {
+            let reserved = self.staging.reserve(bytes);
+            let Some(range) = self.unless_short(reserved, bytes)? else {
+                self.unplaced = Some((digest, bytes));
+                return Ok(false);
+            };
+            self.current = Some((digest, Destination::Staged { range, filled: 0, room: 0 }));
+        }
+        let Some((_, Destination::Staged { range, filled, room })) = &self.current else {
+            return Ok(true);
+        };
+        let all = range.slice().len();
+        let end = filled.saturating_add(bytes_max).min(all);
+        if end <= *room {
+            return Ok(true);
+        }
+        let (charged, bytes) = (range.charge(end as u64), all as u64);
+        let has_room = self.unless_short(charged, bytes)?.is_some();
+        if has_room && let Some((_, Destination::Staged { room, .. })) = &mut self.current {
+            *room = end;
+        }
+        Ok(has_room)
+    }
+
+    /// `None` where memory is short now but may not be later.
+    fn unless_short<T>(
+        &self,
+        outcome: Result<T, DeviceError>,
+        bytes: u64,
+    ) -> Result<Option<T>, BodyError> {
+        match outcome {
+            Ok(value) => Ok(Some(value)),
+            Err(DeviceError::OutOfMemory { .. }) if self.staged_bytes <= self.reach() => Ok(None),
+            Err(cause) => Err(BodyError::Staging { bytes, cause }),
+        }
+    }
+
+    /// The most that one body can ever have.
+    fn reach(&self) -> u64 {
+        self.config.staging.reach(true)
     }
 
     /// Where up to `bytes_max` of the body's next bytes may be received directly, if that is worth
-    /// while.
-    pub(super) fn direct(&mut self, bytes_max: usize) -> Result<Option<&mut [u8]>, BodyError> {
-        let Some((_, Destination::Staged { range, filled })) = &mut self.current else {
-            return Ok(None);
-        };
-        let end = filled.saturating_add(bytes_max).min(range.slice().len());
-        charge(range, end)?;
-        Ok((end > *filled).then(|| &mut range.slice_mut()[*filled..end]))
-    }
-
-    /// Takes note of bytes received where [`Body::direct`] said.
-    pub(super) fn advance(&mut self, bytes: usize) -> Result<(), BodyError> {
-        self.envelope.advance_payload(bytes as u64);
-        if let Some((_, Destination::Staged { filled, .. })) = &mut self.current {
-            *filled += bytes;
+    /// while; there has to be room.
+    pub(super) fn direct(&mut self, bytes_max: usize) -> Option<Direct> {
+        if bytes_max == 0 {
+            return None;
         }
-        self.take(&[])
+        match &mut self.current {
+            Some((_, Destination::Staged { range, filled, room })) if *filled < *room => {
+                let bytes = bytes_max.min(*room - *filled);
+                Some(Direct::Landing(range.landing(*filled..*filled + bytes)))
+            }
+            Some((_, Destination::Text(to))) => {
+                let missing = usize::try_from(self.envelope.payload_remaining()).ok()?;
+                let bytes = missing.min(bytes_max).min(to.len().max(TEXT_STEP_BYTES));
+                (missing > self.config.ring.chunk_bytes)
+                    .then(|| Direct::Text(std::mem::take(to), bytes))
+            }
+            _ => None,
+        }
     }
 
-    /// Takes bytes from the receive buffer.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(), BodyError> {
-        let mut input = bytes;
-        loop {
-            let step = self.envelope.next(input)?;
-            let (taken, rest) = input.split_at(step.consumed);
-            input = rest;
+    /// Takes note of bytes received where [`Body::direct`] said; text comes back as `text`.
+    pub(super) fn advance(&mut self, bytes: usize, text: Option<Vec<u8>>) -> Result<(), BodyError> {
+        self.envelope.advance_payload(bytes as u64);
+        if let (Some((_, Destination::Text(to))), Some(text)) = (&mut self.current, text) {
+            *to = text;
+        }
+        self.arrived(bytes);
+        self.take(&[], 0).map(drop)
+    }
+
+    /// Takes bytes that lie at `at` in the receive buffer, which is not filled again before the
+    /// request is answered once all of the text is in it. Returns how many were taken: fewer than
+    /// all where there is no room.
+    pub(super) fn take(&mut self, bytes: &[u8], at: usize) -> Result<usize, BodyError> {
+        let mut taken = 0;
+        while self.unplaced.is_none() {
+            let input = &bytes[taken..];
+            let offered = match &self.current {
+                Some((_, Destination::Staged { filled, room, .. })) => {
+                    &input[..input.len().min(room - filled)]
+                }
+                _ => input,
+            };
+            let step = self.envelope.next(offered)?;
+            let place = at + taken..at + taken + step.consumed;
+            taken += step.consumed;
             match step.event {
                 Event::BlobStart { digest, bytes, last } => self.begin(digest, bytes, last)?,
-                Event::Payload => self.put(taken)?,
+                Event::Payload => self.put(&offered[..step.consumed], place),
                 Event::BlobEnd => self.last = self.current.take(),
-                Event::NeedMore => return Ok(()),
+                Event::NeedMore => break,
             }
         }
+        Ok(taken)
+    }
+
+    /// Bytes that went to staging memory, or were promised for it.
+    pub(super) fn staged_bytes(&self) -> u64 {
+        self.staged_bytes
     }
 
     /// The command text, and the blobs before it.
-    pub(super) fn finish(self) -> Result<(Vec<u8>, Blobs), BodyError> {
+    pub(super) fn finish(self) -> Result<(Text, Blobs), BodyError> {
         self.envelope.finish()?;
         // Of a chunked body the last blob is known only now; text is parsed from private memory.
         let text = match self.last {
-            Some((_, Destination::Private(text))) => text,
-            Some((_, Destination::Staged { range, .. })) => range.slice().to_vec(),
-            None => Vec::new(),
+            Some((_, Destination::InPlace(place))) => Text::InPlace(place),
+            Some((_, Destination::Private(text) | Destination::Text(text))) => Text::Own(text),
+            Some((_, Destination::Staged { range, .. })) => Text::Own(range.slice().to_vec()),
+            None => Text::Own(Vec::new()),
         };
         Ok((text, self.blobs))
     }
@@ -127,49 +235,60 @@ impl<'c> Body<'c> {
         if last == Some(true) && bytes > text_bytes_max {
             return Err(BodyError::TextTooLong { bytes, bytes_max: text_bytes_max });
         }
-        if let Some((digest, destination)) = self.last.take() {
-            let blob = match destination {
-                Destination::Private(bytes) => Blob::Private(bytes.into()),
-                Destination::Staged { range, .. } => Blob::Staged(Rc::new(range)),
-            };
-            if !self.blobs.insert(digest, blob) {
-                return Err(BodyError::DigestRepeated { digest });
+        let blob = match self.last.take() {
+            Some((digest, Destination::Private(bytes))) => {
+                Some((digest, Blob::Private(bytes.into())))
             }
+            Some((digest, Destination::Staged { range, .. })) => {
+                Some((digest, Blob::Staged(Rc::new(range))))
+            }
+            // Nothing follows the text.
+            Some((_, Destination::InPlace(_) | Destination::Text(_))) | None => None,
+        };
+        if let Some((digest, blob)) = blob
+            && !self.blobs.insert(digest, blob)
+        {
+            return Err(BodyError::DigestRepeated { digest });
         }
-        let destination = match usize::try_from(bytes) {
+        match usize::try_from(bytes) {
             // Text goes where no device can change it while it is parsed.
-            Ok(_) if last == Some(true) => Destination::Private(Vec::new()),
+            Ok(_) if last == Some(true) => {
+                self.current = Some((digest, Destination::Text(Vec::new())));
+            }
             Ok(length) if bytes <= self.config.shard.private_blob_bytes_max => {
-                Destination::Private(Vec::with_capacity(length))
+                let to = Vec::with_capacity(length);
+                self.current = Some((digest, Destination::Private(to)));
             }
             _ => {
-                let range = self
-                    .staging
-                    .reserve(bytes)
-                    .map_err(|cause| BodyError::Staging { bytes, cause })?;
-                Destination::Staged { range, filled: 0 }
+                self.staged_bytes = self.staged_bytes.saturating_add(bytes);
+                self.unplaced = Some((digest, bytes));
+                self.has_room(0)?;
             }
-        };
-        self.current = Some((digest, destination));
-        Ok(())
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), BodyError> {
-        match &mut self.current {
-            Some((_, Destination::Private(to))) => to.extend_from_slice(bytes),
-            Some((_, Destination::Staged { range, filled })) => {
-                let end = *filled + bytes.len();
-                charge(range, end)?;
-                range.slice_mut()[*filled..end].copy_from_slice(bytes);
-                *filled = end;
-            }
-            None => {}
         }
         Ok(())
     }
-}
 
-fn charge(range: &Range, bytes: usize) -> Result<(), BodyError> {
-    let bytes = bytes as u64;
-    range.charge(bytes).map_err(|cause| BodyError::Staging { bytes, cause })
+    fn put(&mut self, bytes: &[u8], place: ops::Range<usize>) {
+        let is_whole = self.envelope.payload_remaining() == 0;
+        let Some((_, destination)) = &mut self.current else { return };
+        match destination {
+            Destination::Text(to) if is_whole && to.is_empty() => {
+                *destination = Destination::InPlace(place);
+            }
+            Destination::Private(to) | Destination::Text(to) => to.extend_from_slice(bytes),
+            Destination::Staged { range, filled, .. } => {
+                range.slice_mut()[*filled..*filled + bytes.len()].copy_from_slice(bytes);
+            }
+            Destination::InPlace(_) => {}
+        }
+        self.arrived(bytes.len());
+    }
+
+    /// The next `bytes` bytes of the current blob are where they belong. All bytes of all blobs
+    /// pass here, piece by piece, right after they came.
+    fn arrived(&mut self, bytes: usize) {
+        if let Some((_, Destination::Staged { filled, .. })) = &mut self.current {
+            *filled += bytes;
+        }
+    }
 }

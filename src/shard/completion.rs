@@ -12,15 +12,13 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use super::Shard;
-use super::io::{Doorbell, sleep};
+use super::io::Doorbell;
 use crate::engine::{SessionId, WaitFor};
-
-/// Rings of one doorbell that are heard before others have their turn.
-const RINGS_IN_A_ROW: u32 = 8;
 
 /// Tasks of this shard that wait.
 #[derive(Default)]
 pub(super) struct Waits {
+    compilations: RefCell<Vec<Waker>>,
     devices: RefCell<HashMap<SessionId, Vec<Waker>>>,
     events: RefCell<Vec<Waker>>,
     ticker: RefCell<Option<Waker>>,
@@ -37,6 +35,11 @@ impl Waits {
         }
     }
 
+    pub(super) fn wake_compilations(&self) {
+        let wakers = std::mem::take(&mut *self.compilations.borrow_mut());
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
     pub(super) fn wake_device(&self, session: SessionId) {
         let wakers = self.devices.borrow_mut().remove(&session);
         wakers.into_iter().flatten().for_each(Waker::wake);
@@ -51,6 +54,7 @@ impl Waits {
     fn wake_all(&self) {
         let devices = std::mem::take(&mut *self.devices.borrow_mut());
         devices.into_values().flatten().for_each(Waker::wake);
+        self.wake_compilations();
         self.wake_events();
     }
 }
@@ -95,7 +99,10 @@ impl Shard {
             }
             // Nothing of this shard runs in between; a ticket that is done by now wakes at once.
             match wait {
-                WaitFor::Compile(ticket) => ticket.wake_on_done(waker),
+                WaitFor::Compile(ticket) => {
+                    push(&mut self.waits.compilations.borrow_mut(), waker);
+                    ticket.wake_on_done(&self.bell);
+                }
                 WaitFor::Device { session, .. } => {
                     let mut devices = self.waits.devices.borrow_mut();
                     push(devices.entry(*session).or_default(), waker);
@@ -113,20 +120,16 @@ impl Shard {
         for session in opened {
             let Some(doorbell) = self.engine.borrow().doorbell(session) else { continue };
             let shard = Rc::clone(self);
-            glommio::spawn_local(shard.listen_to(session, Doorbell::new(doorbell))).detach();
+            let doorbell = Doorbell::new(&self.reactor, doorbell);
+            self.reactor.spawn(shard.listen_to(session, doorbell)).detach();
         }
     }
 
-    async fn listen_to(self: Rc<Self>, session: SessionId, doorbell: Doorbell) {
-        let mut rings = 0_u32;
+    async fn listen_to(self: Rc<Self>, session: SessionId, mut doorbell: Doorbell) {
         while doorbell.rung().await {
             self.engine.borrow_mut().poll_session(session, Instant::now());
             self.waits.wake_device(session);
-            // A kernel may ring without end, and a socket with bytes in it never makes us wait.
-            rings = rings.wrapping_add(1);
-            if rings.is_multiple_of(RINGS_IN_A_ROW) {
-                self.turnstile.pass().await;
-            }
+            self.memory.wake_all();
         }
         // The reason is known by the time that a doorbell ends.
         self.engine.borrow_mut().poll_session(session, Instant::now());
@@ -144,12 +147,14 @@ impl Shard {
                 Poll::Pending
             })
             .await;
-            sleep(self.config.shard.tick).await;
+            self.reactor.sleep(self.config.shard.tick).await;
             let now = Instant::now();
             let devices_busy = self.engine.borrow_mut().tick(now);
             let connections_busy = self.look_after_connections(now);
             self.waits.wake_all();
-            self.waits.ticks_wanted.set(devices_busy || connections_busy);
+            self.memory.wake_all();
+            let is_busy = devices_busy || connections_busy || !self.memory.is_empty();
+            self.waits.ticks_wanted.set(is_busy);
         }
     }
 

@@ -1,12 +1,12 @@
 //! One client's connection: requests in, batches run, replies out, in order.
 //!
-//! Owns: the socket, the receive buffer, the HTTP value, the staging memory, and the rule that a
-//! task gives up the core after a bounded amount of work. A socket that always has data never
-//! blocks its task, and glommio's `yield_if_needed` does not look at other sockets, so that giving
-//! way has to go through the reactor.
+//! Owns: the socket, what was received and is not used yet, the HTTP value, the staging memory, and
+//! the rule that a task gives up the core after a bounded amount of work. A small request is parsed
+//! where the kernel put it, and its reply goes out with the receive of the next one.
 
 use std::cell::Cell;
 use std::io;
+use std::ops;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,9 +14,9 @@ use std::time::Instant;
 use tracing::debug;
 
 use super::Shard;
-use super::body::{Body, BodyError};
+use super::body::{Body, BodyError, Direct, Text};
 use super::completion::{Cancel, Gone};
-use super::io::{Handle, Socket, send_all};
+use super::io::{Handle, Received, Socket};
 use crate::device::shared::Heap;
 use crate::engine::{Batch, Blobs, Output, Owner, Progress, Reply};
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
@@ -51,39 +51,71 @@ impl ConnectionEntry {
     }
 }
 
-/// Received bytes that are not consumed yet.
+/// Received bytes that are not consumed yet. They stay where they are until more is received.
+#[derive(Default)]
 struct Input {
-    buffer: Box<[u8]>,
+    held: Held,
     start: usize,
-    end: usize,
+}
+
+#[derive(Default)]
+enum Held {
+    #[default]
+    Nothing,
+    /// As they came.
+    Received(Received),
+    /// What came in several pieces and is used as one.
+    Joined(Vec<u8>),
 }
 
 impl Input {
+    fn all(&self) -> &[u8] {
+        match &self.held {
+            Held::Nothing => &[],
+            Held::Received(received) => received,
+            Held::Joined(bytes) => bytes,
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
+        &self.all()[self.start..]
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.all().len()
     }
 
     fn consume(&mut self, bytes: usize) {
         self.start += bytes;
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        }
     }
 
-    /// Free space behind what is buffered.
-    fn space(&mut self) -> &mut [u8] {
-        if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
+    /// Lets go of what is consumed. A buffer of the ring's goes back to it.
+    fn tidy(&mut self) {
+        if self.is_empty() {
+            *self = Input::default();
+            return;
         }
-        &mut self.buffer[self.end..]
+        let mut joined = match std::mem::take(&mut self.held) {
+            Held::Joined(bytes) => bytes,
+            held => Input { held, start: 0 }.all().to_vec(),
+        };
+        joined.drain(..self.start);
+        *self = Input { held: Held::Joined(joined), start: 0 };
+    }
+
+    /// Adds what was received, after [`Input::tidy`].
+    fn add(&mut self, received: Received) {
+        match &mut self.held {
+            Held::Joined(bytes) => bytes.extend_from_slice(&received),
+            held => *held = Held::Received(received),
+        }
     }
 }
 
 /// What became of a request.
 enum Arrived {
     /// It is here: the command text and the blobs before it.
-    Batch(Vec<u8>, Blobs),
+    Batch(Text, Blobs),
     /// It is answered with this status and text instead.
     Refused(Status, String),
     /// The peer is gone.
@@ -108,7 +140,7 @@ pub(super) async fn serve(shard: Rc<Shard>, socket: Socket, owner: Owner) {
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
     let mut connection = Connection {
         http: http::Connection::new(shard.config.http),
-        input: Input { buffer: vec![0; shard.config.shard.receive_bytes].into(), start: 0, end: 0 },
+        input: Input::default(),
         shard: Rc::clone(&shard),
         socket,
         entry,
@@ -118,6 +150,7 @@ pub(super) async fn serve(shard: Rc<Shard>, socket: Socket, owner: Owner) {
     let outcome = connection.exchange_all().await;
     shard.connections.borrow_mut().remove(&owner);
     shard.engine.borrow_mut().release(owner);
+    shard.memory.wake_all();
     match outcome {
         Ok(()) => connection.socket.close().await,
         Err(error) => debug!(?owner, %error, "connection lost"),
@@ -133,7 +166,7 @@ impl Connection {
             let (text, blobs) = match arrived {
                 Arrived::Batch(text, blobs) => (text, blobs),
                 Arrived::Refused(status, text) => {
-                    self.respond(status, text.as_bytes()).await?;
+                    self.respond(status, Output::Text(text)).await?;
                     if self.http.closes() {
                         return Ok(());
                     }
@@ -141,13 +174,24 @@ impl Connection {
                 }
                 Arrived::Closed => return Ok(()),
             };
-            let Ok((status, output)) = self.run(&text, blobs).await else { return Ok(()) };
-            self.respond(status, output.as_bytes()).await?;
+            // The text lies in the input, which nothing is received into before the reply.
+            let input = std::mem::take(&mut self.input);
+            let text = match &text {
+                Text::InPlace(place) => &input.all()[place.clone()],
+                Text::Own(text) => text,
+            };
+            let work = text.len();
+            let Ok((status, output)) = self.run(text, blobs).await else { return Ok(()) };
+            self.input = input;
+            self.shard.memory.wake_all();
+            self.respond(status, output).await?;
             if self.http.closes() {
                 return Ok(());
             }
-            // A pipelining client may have the next request here already.
-            self.take(text.len()).await;
+            // A pipelining client has the next request here already.
+            if !self.input.is_empty() {
+                self.take(work).await;
+            }
         }
     }
 
@@ -175,21 +219,38 @@ impl Connection {
         })
     }
 
-    async fn respond(&mut self, status: Status, body: &[u8]) -> io::Result<()> {
+    async fn respond(&mut self, status: Status, output: Output) -> io::Result<()> {
         if self.shard.draining.get() {
             self.http.stop();
         }
-        let mut head = Vec::with_capacity(128);
-        let sent = if self.http.omits_body() { &[] } else { body };
-        self.http.respond(status, body.len() as u64, &mut head);
-        let slice_bytes = self.shard.config.shard.io_slice_bytes;
-        send_all(&self.shard.turnstile, &mut self.socket, &head, sent, slice_bytes).await
+        let limits = &self.shard.config.shard;
+        let body = output.as_bytes();
+        let length = body.len();
+        let sent = if self.http.omits_body() { 0 } else { length };
+        let is_copied = sent <= limits.reply_copied_bytes_max;
+        let mut head = Vec::with_capacity(128 + if is_copied { sent } else { 0 });
+        self.http.respond(status, length as u64, &mut head);
+        if is_copied {
+            head.extend_from_slice(&body[..sent]);
+            self.socket.cork(head);
+            // The next receive may wait for long after what is here already.
+            return if self.input.is_empty() { Ok(()) } else { self.socket.flush().await };
+        }
+        self.socket.cork(head);
+        let output = Rc::new(output);
+        let mut start = 0;
+        while start < length {
+            let end = start.saturating_add(limits.io_slice_bytes).min(length);
+            self.socket.send_output(&output, start..end, limits.zero_copy_bytes_min).await?;
+            start = end;
+        }
+        Ok(())
     }
 
     /// Receives the next request, whole.
     async fn arrive(&mut self) -> io::Result<Arrived> {
         loop {
-            self.entry.idle.set(self.http.phase() == Phase::Idle && self.input.bytes().is_empty());
+            self.entry.idle.set(self.http.phase() == Phase::Idle && self.input.is_empty());
             if self.entry.idle.get() && self.shard.draining.get() {
                 return Ok(Arrived::Closed);
             }
@@ -202,8 +263,8 @@ impl Connection {
                     if expects_continue {
                         let mut head = Vec::new();
                         self.http.write_continue(&mut head);
-                        let turnstile = &self.shard.turnstile;
-                        send_all(turnstile, &mut self.socket, &head, &[], usize::MAX).await?;
+                        self.socket.cork(head);
+                        self.socket.flush().await?;
                     }
                     return self.arrive_body(length).await;
                 }
@@ -225,40 +286,31 @@ impl Connection {
         let shard = Rc::clone(&self.shard);
         let staging = self.entry.staging.clone();
         let mut body = Body::new(&shard.config, &staging, length);
+        let slice_bytes = shard.config.shard.io_slice_bytes;
         loop {
-            let run = usize::try_from(self.http.body_run()).unwrap_or(usize::MAX);
-            let direct = match self.input.bytes() {
-                [] => body.direct(run.min(shard.config.shard.io_slice_bytes)),
-                _ => Ok(None),
-            };
-            let direct = match direct {
-                Ok(direct) => direct,
-                Err(error) => return Ok(bad_body(&error)),
-            };
-            if let Some(slice) = direct {
-                self.entry
-                    .deadline
-                    .set(Some(Instant::now() + self.shard.config.shard.body_pause_max));
-                self.shard.waits.want_ticks();
-                let received = self.socket.receive(slice).await?;
-                if received == 0 {
-                    return Ok(self.ended());
+            if let Err(error) = self.find_room(&mut body).await {
+                return Ok(bad_body(&error));
+            }
+            if self.input.is_empty() {
+                let run = usize::try_from(self.http.body_run()).unwrap_or(usize::MAX);
+                if let Some(direct) = body.direct(run.min(slice_bytes)) {
+                    match self.receive_direct(&mut body, direct).await? {
+                        Ok(0) => return Ok(self.ended()),
+                        Ok(_) => continue,
+                        Err(error) => return Ok(bad_body(&error)),
+                    }
                 }
-                self.http.advance_body(received as u64);
-                if let Err(error) = body.advance(received) {
-                    return Ok(bad_body(&error));
-                }
-                self.take(received).await;
-                continue;
             }
             let step = self.http.next(self.input.bytes());
             let consumed = step.consumed;
             match step.event {
                 Event::Body(bytes) => {
-                    if let Err(error) = body.take(bytes) {
+                    let end = self.input.start + consumed;
+                    let place = end - bytes.len()..end;
+                    self.input.consume(consumed);
+                    if let Err(error) = self.take_body(&mut body, place).await {
                         return Ok(bad_body(&error));
                     }
-                    self.input.consume(consumed);
                 }
                 Event::End => {
                     self.input.consume(consumed);
@@ -281,11 +333,63 @@ impl Connection {
         }
     }
 
-    /// Receives more into the buffer, within the time that the phase allows; 0 is the end.
+    /// Gives a part of the input to the body, which waits for memory where there is none.
+    async fn take_body(
+        &mut self,
+        body: &mut Body<'_>,
+        part: ops::Range<usize>,
+    ) -> Result<(), BodyError> {
+        let ops::Range { mut start, end } = part;
+        loop {
+            start += body.take(&self.input.all()[start..end], start)?;
+            if start == end {
+                return Ok(());
+            }
+            self.find_room(body).await?;
+        }
+    }
+
+    /// Waits until there is memory for what comes next. The socket is not read meanwhile.
+    async fn find_room(&mut self, body: &mut Body<'_>) -> Result<(), BodyError> {
+        let bytes_max = self.shard.config.shard.io_slice_bytes;
+        if body.has_room(bytes_max)? {
+            return Ok(());
+        }
+        self.entry.deadline.set(None);
+        if self.shard.wait_for_memory(|| body.has_room(bytes_max)).await? {
+            return Ok(());
+        }
+        let seconds = self.shard.config.shard.staging_wait_max.as_secs();
+        Err(BodyError::StagingBusy { bytes: body.staged_bytes(), seconds })
+    }
+
+    /// Receives to where the body wants its bytes; 0 is the end.
+    async fn receive_direct(
+        &mut self,
+        body: &mut Body<'_>,
+        direct: Direct,
+    ) -> io::Result<Result<usize, BodyError>> {
+        // What is consumed goes back to the ring before the wait.
+        self.input.tidy();
+        let pause_max = self.shard.config.shard.body_pause_max;
+        self.entry.deadline.set(Some(Instant::now() + pause_max));
+        self.shard.waits.want_ticks();
+        let (received, text) = match direct {
+            Direct::Landing(landing) => (self.socket.receive_landing(landing).await?, None),
+            Direct::Text(text, bytes_max) => {
+                let (text, received) = self.socket.receive_into(text, bytes_max).await?;
+                (received, Some(text))
+            }
+        };
+        self.http.advance_body(received as u64);
+        Ok(body.advance(received, text).map(|()| received))
+    }
+
+    /// Receives more, within the time that the phase allows; 0 is the end.
     async fn fill(&mut self) -> io::Result<usize> {
         let limits = &self.shard.config.shard;
         let deadline = match self.http.phase() {
-            Phase::Idle if self.input.bytes().is_empty() => None,
+            Phase::Idle if self.input.is_empty() => None,
             // The time of a head runs from its first byte.
             Phase::Idle | Phase::Head => {
                 self.entry.deadline.get().or_else(|| Some(Instant::now() + limits.head_time_max))
@@ -296,10 +400,11 @@ impl Connection {
         if deadline.is_some() {
             self.shard.waits.want_ticks();
         }
-        let received = self.socket.receive(self.input.space()).await?;
-        self.input.end += received;
-        self.take(received).await;
-        Ok(received)
+        self.input.tidy();
+        let received = self.socket.receive().await?;
+        let bytes = received.len();
+        self.input.add(received);
+        Ok(bytes)
     }
 
     /// After the end of what the peer sends: the end of a time limit looks the same.
@@ -315,12 +420,13 @@ impl Connection {
         Arrived::Refused(refusal.status, format!("{}\n", refusal.reason))
     }
 
-    /// Counts work, and gives way after enough of it. A small request counts as a page.
+    /// Counts work that came without a wait, and gives way after enough of it. A small request
+    /// counts as a page.
     async fn take(&mut self, bytes: usize) {
         self.taken += bytes.max(4096);
         if self.taken >= self.shard.config.shard.io_slice_bytes {
             self.taken = 0;
-            self.shard.turnstile.pass().await;
+            self.shard.reactor.turn().await;
         }
     }
 }
@@ -350,7 +456,7 @@ impl Shard {
                     return Ok(reply);
                 }
                 Progress::Forward(home) => self.forward(cancel, batch, home).await?,
-                Progress::Pause => self.turnstile.pass().await,
+                Progress::Pause => self.reactor.turn().await,
                 Progress::Wait(wait) => self.wait(cancel, &wait).await?,
             }
         }

@@ -1,33 +1,37 @@
 //! The seam to the sockets: everything that says how bytes and wake-ups cross the kernel.
 //!
-//! Small on purpose, so that another way to drive sockets can take its place: accept, receive into
-//! a slice, send several slices, read a descriptor empty, be woken from another thread.
+//! Small on purpose: accept, receive into a buffer of the ring's or straight to where bytes belong,
+//! send, read a bell empty, be woken from another thread. How it is done is `ring`'s and
+//! `driver`'s.
 
-use std::cell::RefCell;
-use std::io::{self, IoSlice};
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::pin::Pin;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::{Deref, Range};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Wake;
 use std::time::Duration;
 
-use futures_lite::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use glommio::io::BufferedFile;
-use glommio::net::{TcpListener, TcpStream, UnixStream};
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type};
+
+use super::driver::Reactor;
+use super::ring::{Accept, Chunk, Completion, Keep};
+use crate::device::shared::Landing;
+use crate::engine::Output;
 
 /// Connections that the kernel queues before they are accepted.
 const BACKLOG: i32 = 1024;
-
-/// A listening socket. Several may share an address; the kernel spreads connections over them.
-pub(super) struct Listener(TcpListener);
+/// How long a closed connection is read for the peer's end.
+const LINGER: Duration = Duration::from_millis(500);
+/// Room for what is received where the ring has no buffer left.
+const SPARE_BYTES: usize = 16 << 10;
 
 /// Makes a listening socket that shares its address with others of this process.
 pub(super) fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -50,71 +54,191 @@ pub(super) fn local_address(listener: &OwnedFd) -> io::Result<SocketAddr> {
         .ok_or_else(|| io::Error::other("not an internet address"))
 }
 
+/// A listening socket. Several may share an address; the kernel spreads connections over them.
+pub(super) struct Listener {
+    reactor: Rc<Reactor>,
+    socket: Rc<OwnedFd>,
+    accepting: Option<Accept>,
+}
+
 impl Listener {
-    pub(super) fn new(listener: OwnedFd) -> Listener {
-        // SAFETY: the descriptor is a listening TCP socket that nobody else owns.
-        Listener(unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) })
+    pub(super) fn new(reactor: &Rc<Reactor>, listener: OwnedFd) -> Listener {
+        Listener { reactor: Rc::clone(reactor), socket: Rc::new(listener), accepting: None }
     }
 
-    pub(super) async fn accept(&self, keepalive_idle: Duration) -> io::Result<Socket> {
-        let stream = self.0.accept().await?;
-        let fd = stream.as_raw_fd();
-        // SAFETY: the stream is alive to the end of this function.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-        let socket = SockRef::from(&borrowed);
+    pub(super) async fn accept(&mut self, keepalive_idle: Duration) -> io::Result<Socket> {
+        let (ring, socket) = (self.reactor.ring(), &self.socket);
+        let accepting = self.accepting.get_or_insert_with(|| ring.accept(socket));
+        let accepted = accepting.next().await;
+        if accepted.is_err() {
+            self.accepting = None;
+        }
+        let accepted = accepted?;
+        let socket = SockRef::from(&accepted);
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive_idle))?;
-        Ok(Socket { fd, stream })
+        let peer = socket.peer_addr()?.as_socket();
+        let copies = peer.is_none_or(|peer| peer.ip().to_canonical().is_loopback());
+        Ok(Socket::new(&self.reactor, accepted, !copies))
     }
 }
 
 /// A connection.
 pub(super) struct Socket {
-    stream: TcpStream,
-    fd: RawFd,
+    reactor: Rc<Reactor>,
+    fd: Rc<OwnedFd>,
+    /// What goes out with the next receive.
+    corked: Vec<u8>,
+    /// Whether all that had come was received.
+    is_drained: bool,
+    /// Whether the way to the peer can send memory without a copy. Loopback copies in the end, and
+    /// pays for the book-keeping.
+    sends_in_place: bool,
 }
 
-/// The ways to touch a connection from beside the task that owns it. Not to be used after the
-/// [`Socket`] is gone.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Handle(RawFd);
+/// Received bytes.
+pub(super) enum Received {
+    Chunk(Chunk),
+    /// In memory of its own: the ring had no buffer left.
+    Spare(Vec<u8>),
+}
+
+impl Deref for Received {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Received::Chunk(chunk) => chunk,
+            Received::Spare(bytes) => bytes,
+        }
+    }
+}
 
 impl Socket {
+    pub(super) fn new(reactor: &Rc<Reactor>, fd: OwnedFd, sends_in_place: bool) -> Socket {
+        Socket {
+            reactor: Rc::clone(reactor),
+            fd: Rc::new(fd),
+            corked: Vec::new(),
+            is_drained: true,
+            sends_in_place,
+        }
+    }
+
     pub(super) fn handle(&self) -> Handle {
-        Handle(self.fd)
+        Handle(Rc::clone(&self.fd))
     }
 
-    /// Receives into `buffer`; 0 is the end.
-    pub(super) async fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.read(buffer).await
+    /// Receives what comes next; nothing is the end. What is corked goes out first.
+    pub(super) async fn receive(&mut self) -> io::Result<Received> {
+        let corked = std::mem::take(&mut self.corked);
+        let ring = self.reactor.ring();
+        let done = ring.receive_chunk(&self.fd, corked, self.is_drained).await;
+        self.is_drained = !done.has_more;
+        match done {
+            Completion { chunk: Some(chunk), .. } => Ok(Received::Chunk(chunk)),
+            Completion { result: Err(error), .. } if out_of_buffers(&error) => {
+                let (bytes, _) = self.receive_into(Vec::new(), SPARE_BYTES).await?;
+                Ok(Received::Spare(bytes))
+            }
+            Completion { result, .. } => result.map(|_| Received::Spare(Vec::new())),
+        }
     }
 
-    /// Sends a part of `slices`; returns how many bytes.
-    pub(super) async fn send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_write_vectored(cx, slices)).await
+    /// Receives behind what a vector holds, up to `bytes_max` bytes; returns how many came, 0 at
+    /// the end.
+    pub(super) async fn receive_into(
+        &mut self,
+        mut to: Vec<u8>,
+        bytes_max: usize,
+    ) -> io::Result<(Vec<u8>, usize)> {
+        self.flush().await?;
+        to.reserve(bytes_max);
+        let done = self.reactor.ring().receive_into(&self.fd, to, bytes_max).await;
+        self.is_drained = !done.has_more;
+        let received = done.result?;
+        match done.keep {
+            Keep::Filling(to) => Ok((to, received)),
+            _ => Err(io::ErrorKind::Other.into()),
+        }
+    }
+
+    /// Receives into memory that others map; returns how many bytes came, 0 at the end.
+    pub(super) async fn receive_landing(&mut self, to: Landing) -> io::Result<usize> {
+        self.flush().await?;
+        let done = self.reactor.ring().receive_landing(&self.fd, to, false).await;
+        self.is_drained = !done.has_more;
+        done.result
+    }
+
+    /// Has bytes sent together with the next receive: one entry into the kernel does both.
+    pub(super) fn cork(&mut self, bytes: Vec<u8>) {
+        match self.corked.is_empty() {
+            true => self.corked = bytes,
+            false => self.corked.extend_from_slice(&bytes),
+        }
+    }
+
+    /// Sends what is corked.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        if self.corked.is_empty() {
+            return Ok(());
+        }
+        let corked = std::mem::take(&mut self.corked);
+        let length = corked.len();
+        whole(self.reactor.ring().send(&self.fd, corked).await, length)
+    }
+
+    /// Sends what is corked, and then `part` of an output.
+    pub(super) async fn send_output(
+        &mut self,
+        output: &Rc<Output>,
+        part: Range<usize>,
+        zero_copy_bytes_min: usize,
+    ) -> io::Result<()> {
+        let corked = std::mem::take(&mut self.corked);
+        let length = part.len();
+        let in_place = self.sends_in_place && length >= zero_copy_bytes_min;
+        let ring = self.reactor.ring();
+        whole(ring.send_output(&self.fd, corked, output, part, in_place).await, length)
     }
 
     /// Tells the peer that nothing more comes, and waits for its end for a bounded time, so that
     /// what was sent last is not lost to a reset.
     pub(super) async fn close(mut self) {
-        if self.stream.shutdown(Shutdown::Write).await.is_err() {
+        if self.flush().await.is_err()
+            || rustix::net::shutdown(&*self.fd, rustix::net::Shutdown::Write).is_err()
+        {
             return;
         }
-        let mut sink = [0; 512];
-        let drained =
-            async { while matches!(self.stream.read(&mut sink).await, Ok(n) if n > 0) {} };
-        futures_lite::future::or(drained, sleep(Duration::from_millis(500))).await;
+        let patience = self.reactor.sleep(LINGER);
+        let drained = async { while self.receive().await.is_ok_and(|bytes| !bytes.is_empty()) {} };
+        futures_lite::future::or(drained, patience).await;
     }
 }
 
+fn out_of_buffers(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
+/// That all of a send went out.
+fn whole(done: Completion, bytes: usize) -> io::Result<()> {
+    match done.result? {
+        sent if sent == bytes => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
+
+/// The ways to touch a connection from beside the task that owns it.
+#[derive(Clone, Debug)]
+pub(super) struct Handle(Rc<OwnedFd>);
+
 impl Handle {
     /// Whether the peer has gone, as far as can be seen without taking bytes.
-    pub(super) fn is_gone(self) -> bool {
-        // SAFETY: the connection's entry is removed before its socket is closed.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.0) };
+    pub(super) fn is_gone(&self) -> bool {
         let mut byte = [0_u8; 1];
         let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-        match rustix::net::recv(fd, &mut byte, flags) {
+        match rustix::net::recv(&*self.0, &mut byte, flags) {
             Ok((count, _)) => count == 0,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => false,
             Err(_) => true,
@@ -122,30 +246,38 @@ impl Handle {
     }
 
     /// Makes the owner's receive end.
-    pub(super) fn stop_receiving(self) {
-        // SAFETY: the connection's entry is removed before its socket is closed.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.0) };
+    pub(super) fn stop_receiving(&self) {
         // The peer may have gone in the meantime; then receiving has ended anyway.
-        let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Read);
+        let _ = rustix::net::shutdown(&*self.0, rustix::net::Shutdown::Read);
     }
 }
 
-/// A device's doorbell.
-pub(super) struct Doorbell(RefCell<UnixStream>);
+/// A device's doorbell, or the shard's own bell.
+pub(super) struct Doorbell {
+    reactor: Rc<Reactor>,
+    socket: Rc<OwnedFd>,
+    rings: Vec<u8>,
+}
 
 impl Doorbell {
-    pub(super) fn new(doorbell: OwnedFd) -> Doorbell {
-        // SAFETY: the descriptor is a connected Unix stream socket that nobody else owns.
-        Doorbell(RefCell::new(unsafe { UnixStream::from_raw_fd(doorbell.into_raw_fd()) }))
+    /// Rings that are heard at once.
+    const RINGS: usize = 64;
+
+    pub(super) fn new(reactor: &Rc<Reactor>, doorbell: OwnedFd) -> Doorbell {
+        let socket = Rc::new(doorbell);
+        Doorbell { reactor: Rc::clone(reactor), socket, rings: Vec::with_capacity(Self::RINGS) }
     }
 
-    /// Waits until it rings; false when it never will again.
-    pub(super) async fn rung(&self) -> bool {
-        let mut rings = [0; 64];
-        let read = std::future::poll_fn(|cx| {
-            Pin::new(&mut *self.0.borrow_mut()).poll_read(cx, &mut rings)
-        });
-        matches!(read.await, Ok(count) if count > 0)
+    /// Waits until it rings; false when it never will again. Others have their turn in between,
+    /// even if it rings all the time.
+    pub(super) async fn rung(&mut self) -> bool {
+        let mut rings = std::mem::take(&mut self.rings);
+        rings.clear();
+        let done = self.reactor.ring().receive_into(&self.socket, rings, Self::RINGS).await;
+        if let Keep::Filling(rings) = done.keep {
+            self.rings = rings;
+        }
+        matches!(done.result, Ok(count) if count > 0)
     }
 }
 
@@ -158,7 +290,6 @@ impl Bell {
     pub(super) fn pair() -> io::Result<(Bell, OwnedFd)> {
         let (ring, wait) = std::os::unix::net::UnixStream::pair()?;
         ring.set_nonblocking(true)?;
-        wait.set_nonblocking(true)?;
         Ok((Bell(Arc::new(ring.into())), wait.into()))
     }
 
@@ -168,58 +299,13 @@ impl Bell {
     }
 }
 
-/// Waits on the reactor.
-pub(super) async fn sleep(time: Duration) {
-    glommio::timer::sleep(time).await;
-}
-
-/// Where tasks let others go first.
-///
-/// A task gives up the core by waiting on the reactor, which `yield_if_needed` does not do: see
-/// `connection`. A timer would do, but takes a millisecond; a read of an always readable file takes
-/// microseconds.
-pub(super) struct Turnstile(BufferedFile);
-
-impl Turnstile {
-    pub(super) async fn open() -> io::Result<Turnstile> {
-        Ok(Turnstile(BufferedFile::open("/dev/zero").await?))
+/// As a waker, a bell lets a thread wake a shard's tasks without touching its executor.
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.ring();
     }
 
-    /// Lets every other task and socket of this shard have its turn.
-    pub(super) async fn pass(&self) {
-        if let Err(error) = self.0.read_at(0, 1).await {
-            tracing::warn!(%error, "cannot wait on the reactor");
-        }
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ring();
     }
-}
-
-/// Sends all of `head` and `body`, letting others go first after each `slice_bytes`.
-pub(super) async fn send_all(
-    turnstile: &Turnstile,
-    socket: &mut Socket,
-    head: &[u8],
-    body: &[u8],
-    slice_bytes: usize,
-) -> io::Result<()> {
-    let (mut head, mut body) = (head, body);
-    let mut budget = slice_bytes;
-    while !head.is_empty() || !body.is_empty() {
-        let part = &body[..body.len().min(slice_bytes)];
-        let sent = match head {
-            [] => socket.send(&[IoSlice::new(part)]).await?,
-            head => socket.send(&[IoSlice::new(head), IoSlice::new(part)]).await?,
-        };
-        if sent == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        let of_head = sent.min(head.len());
-        head = &head[of_head..];
-        body = &body[sent - of_head..];
-        budget = budget.saturating_sub(sent);
-        if budget == 0 && !body.is_empty() {
-            turnstile.pass().await;
-            budget = slice_bytes;
-        }
-    }
-    Ok(())
 }

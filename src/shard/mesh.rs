@@ -15,7 +15,7 @@ use crossbeam::queue::ArrayQueue;
 
 use super::Shard;
 use super::completion::{Cancel, Gone};
-use super::io::{Bell, Doorbell, sleep};
+use super::io::{Bell, Doorbell};
 use crate::blob::Digest;
 use crate::engine::{Batch, Blob, Blobs, Home, Owner};
 
@@ -61,6 +61,12 @@ impl Mesh {
         inbox.queue.push(message)?;
         inbox.bell.ring();
         Ok(())
+    }
+
+    /// A waker for other threads: it rings the bell of a shard, which then looks at what they may
+    /// have done.
+    pub(super) fn waker(&self, home: Home) -> Waker {
+        Arc::new(self.0[home.0].bell.clone()).into()
     }
 
     fn receive(&self, home: Home) -> Option<Message> {
@@ -115,8 +121,9 @@ impl Shard {
     }
 
     /// Takes messages for as long as the shard lives.
-    pub(super) async fn take_messages(self: Rc<Self>, bell: Doorbell) {
+    pub(super) async fn take_messages(self: Rc<Self>, mut bell: Doorbell) {
         while bell.rung().await {
+            self.waits.wake_compilations();
             while let Some(message) = self.mesh.receive(self.home) {
                 match message {
                     Message::Command { text, blob, from, ticket } => {
@@ -125,7 +132,7 @@ impl Shard {
                             let outcome = shard.run_for(&text, blob).await;
                             shard.send_patiently(from, Message::Outcome { ticket, outcome }).await;
                         };
-                        glommio::spawn_local(task).detach();
+                        self.reactor.spawn(task).detach();
                     }
                     Message::Drain => self.begin_drain(),
                     Message::Outcome { ticket, outcome } => self.arrived(ticket, outcome),
@@ -166,7 +173,7 @@ impl Shard {
         let mut message = message;
         while let Err(back) = self.mesh.send(to, message) {
             message = back;
-            sleep(RETRY).await;
+            self.reactor.sleep(RETRY).await;
         }
     }
 }

@@ -5,7 +5,8 @@
 //! (`engine`).
 //!
 //! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `body`,
-//! `completion` (all waiting), `mesh`, `io` (the seam to the kernel).
+//! `memory`, `completion` (all waiting), `mesh`, `io` (the seam to the sockets), `driver` (when the
+//! kernel is entered), `ring` (how).
 //!
 //! One shard's state is borrowed in one synchronous call at a time; no borrow lives across an
 //! `await`.
@@ -14,8 +15,11 @@ mod accept;
 mod body;
 mod completion;
 mod connection;
+mod driver;
 mod io;
+mod memory;
 mod mesh;
+mod ring;
 #[cfg(test)]
 mod tests;
 
@@ -31,17 +35,20 @@ use std::task::{Poll, Waker};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use tracing::info;
 
-use crate::config::{EngineLimits, EnvelopeLimits, HttpLimits, ShardLimits, WireLimits};
+use crate::config::{
+    EngineLimits, EnvelopeLimits, HttpLimits, RingLimits, ShardLimits, WireLimits,
+};
 use crate::device::Platform;
 use crate::device::shared::Budget;
 use crate::engine::{Directory, Engine, Home, Owner};
 use completion::Waits;
 use connection::ConnectionEntry;
-use io::{Doorbell, Listener, Turnstile};
+use driver::Reactor;
+use io::{Doorbell, Listener};
 use mesh::{Forwarded, Mesh, Message};
 
-/// Entries of each of an executor's rings. Larger ones cost locked memory; see the README about
-/// `LimitMEMLOCK`.
+/// Entries of each of an executor's own rings, which do nothing here. Larger ones cost locked
+/// memory; see the README about `LimitMEMLOCK`.
 const RING_DEPTH: usize = 128;
 
 /// What a shard is started with; the same for all.
@@ -50,6 +57,7 @@ pub struct Config {
     pub engine: EngineLimits,
     pub envelope: EnvelopeLimits,
     pub http: HttpLimits,
+    pub ring: RingLimits,
     pub shard: ShardLimits,
     pub wire: WireLimits,
     /// Account of the memory that bodies are received into.
@@ -72,6 +80,8 @@ pub enum StartError {
 
 /// The state of one shard. Methods are in the files beside this one.
 struct Shard {
+    /// Wakes this shard from other threads.
+    bell: Waker,
     config: Config,
     connections: RefCell<HashMap<Owner, Rc<ConnectionEntry>>>,
     draining: Cell<bool>,
@@ -79,9 +89,10 @@ struct Shard {
     engine: RefCell<Engine>,
     forwarded: Forwarded,
     home: Home,
+    memory: memory::Queue,
     mesh: Mesh,
     owner_next: Cell<u64>,
-    turnstile: Turnstile,
+    reactor: Rc<Reactor>,
     waits: Waits,
 }
 
@@ -131,9 +142,9 @@ impl Server {
             executors.push(executor);
         }
         drop(started);
-        let count = all_started.iter().take(cores.len()).count();
-        if count < cores.len() {
-            return Err(refuse(cores[count], cores.len(), "the executor ended at once"));
+        for core in cores {
+            let started = all_started.recv().unwrap_or_else(|_| Err("it ended at once".to_owned()));
+            started.map_err(|why| refuse(*core, cores.len(), &why))?;
         }
         Ok(Server { addresses, executors, mesh })
     }
@@ -174,8 +185,8 @@ impl Drain {
     }
 }
 
-/// An executor as all shards have it. Its defaults are kept where others make it hang: with a queue
-/// of `Latency::Matters` it parks while tasks are runnable, which a test tries.
+/// An executor as all shards have it. It never parks, since the driver is always runnable; its
+/// defaults are kept, since with others it parks even so.
 fn executor(placement: Placement) -> LocalExecutorBuilder {
     LocalExecutorBuilder::new(placement).ring_depth(RING_DEPTH)
 }
@@ -186,10 +197,16 @@ fn executor(placement: Placement) -> LocalExecutorBuilder {
 ///
 /// The kernel's refusal in words, with what to do about it.
 pub fn probe() -> Result<(), StartError> {
+    let failed = |why: String| refuse(0, 1, &why);
     let executor = executor(Placement::Unbound)
-        .spawn(|| async {})
-        .map_err(|error| refuse(0, 1, &error.to_string()))?;
-    executor.join().map_err(|error| refuse(0, 1, &error.to_string()))
+        .spawn(|| async {
+            let reactor = Reactor::start(RingLimits::default())?;
+            reactor.counted(async { reactor.stop() }).await;
+            std::io::Result::Ok(())
+        })
+        .map_err(|error| failed(error.to_string()))?;
+    let ended = executor.join().map_err(|error| failed(error.to_string()))?;
+    ended.map_err(|error| failed(error.to_string()))
 }
 
 /// A listening socket for each shard and address. Port 0 is resolved by the first.
@@ -248,45 +265,54 @@ struct Start {
     listeners: Vec<OwnedFd>,
     mesh: Mesh,
     platform: PlatformMaker,
-    started: mpsc::Sender<()>,
+    started: mpsc::Sender<Result<(), String>>,
 }
 
 impl Start {
     async fn run(self) {
-        let turnstile = match Turnstile::open().await {
-            Ok(turnstile) => turnstile,
-            Err(error) => return tracing::error!(%error, "cannot open /dev/zero"),
-        };
+        match Reactor::start(self.config.ring) {
+            Ok(reactor) => reactor.counted(self.serve(Rc::clone(&reactor))).await,
+            // The starter may have given up already.
+            Err(error) => drop(self.started.send(Err(error.to_string()))),
+        }
+    }
+
+    async fn serve(self, reactor: Rc<Reactor>) {
         let engine = Engine::new((self.platform)(), self.config.engine, self.directory, self.home);
         let shard = Rc::new(Shard {
+            bell: self.mesh.waker(self.home),
             connections: RefCell::default(),
             draining: Cell::new(false),
             drained: RefCell::default(),
             engine: RefCell::new(engine),
             forwarded: Forwarded::default(),
             home: self.home,
+            memory: memory::Queue::default(),
             mesh: self.mesh,
             owner_next: Cell::new(0),
-            turnstile,
+            reactor: Rc::clone(&reactor),
             waits: Waits::default(),
             config: self.config,
         });
-        let _ticker = glommio::spawn_local(Rc::clone(&shard).tick_for_ever());
-        let _messages =
-            glommio::spawn_local(Rc::clone(&shard).take_messages(Doorbell::new(self.bell)));
+        let _ticker = reactor.spawn(Rc::clone(&shard).tick_for_ever());
+        let bell = Doorbell::new(&reactor, self.bell);
+        let _messages = reactor.spawn(Rc::clone(&shard).take_messages(bell));
         let accepting: Vec<_> = self
             .listeners
             .into_iter()
-            .map(|listener| glommio::spawn_local(Rc::clone(&shard).accept(Listener::new(listener))))
+            .map(|listener| {
+                reactor.spawn(Rc::clone(&shard).accept(Listener::new(&reactor, listener)))
+            })
             .collect();
         // The starter may have given up already; then this shard ends with the process.
-        let _ = self.started.send(());
+        let _ = self.started.send(Ok(()));
         shard.drain_begun().await;
         drop(accepting);
-        let patience = io::sleep(shard.config.shard.drain_time_max);
+        let patience = reactor.sleep(shard.config.shard.drain_time_max);
         futures_lite::future::or(shard.all_ended(), patience).await;
         let left = shard.connections.borrow().len();
         info!(home = self.home.0, left, "drained");
+        reactor.stop();
     }
 }
 

@@ -1,17 +1,24 @@
-//! What the shards rely on in their executor, which has two traps: it may park while tasks are
-//! runnable, and it may not look at its sockets while tasks are.
+//! What the shards rely on in their driver and their ring, and that neither of the executor's two
+//! traps can be sprung: it may park while tasks are runnable, and it may not look at its sockets
+//! while tasks are.
 
-use std::cell::Cell;
-use std::io::Write;
+use std::cell::{Cell, RefCell};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use glommio::{ExecutorJoinHandle, Placement};
+use glommio::Placement;
 
+use super::driver::Reactor;
 use super::executor;
-use super::io::{Doorbell, Turnstile};
+use super::io::{Bell, Doorbell, Received, Socket};
+use crate::config::RingLimits;
+use crate::device::shared::{Budget, Heap};
+use crate::engine::Output;
 
 /// Well above what any of these takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -22,70 +29,352 @@ fn work(time: Duration) {
     while Instant::now() < until {}
 }
 
-/// Waits for an executor, which must not be joined when it hangs.
-fn join(executor: ExecutorJoinHandle<()>, finished: &mpsc::Receiver<()>, what: &str) {
+/// Runs a test as the first task of a shard. An executor must not be joined when it hangs.
+fn run<F, T>(limits: RingLimits, what: &'static str, test: T)
+where
+    F: Future<Output = ()>,
+    T: FnOnce(Rc<Reactor>) -> F + Send + 'static,
+{
+    let (done, finished) = mpsc::channel();
+    let body = move || async move {
+        let reactor = Reactor::start(limits).unwrap();
+        reactor.counted(test(Rc::clone(&reactor))).await;
+        reactor.stop();
+        done.send(()).unwrap();
+    };
+    let executor = executor(Placement::Unbound).spawn(body).unwrap();
     assert!(finished.recv_timeout(LIMIT).is_ok(), "{what}");
     executor.join().unwrap();
 }
 
-#[test]
-fn executor_with_runnable_tasks_does_not_park() {
-    let (done, finished) = mpsc::channel();
-    let executor = executor(Placement::Unbound)
-        .spawn(move || async move {
-            let busy = || async {
-                for _ in 0..200 {
-                    work(Duration::from_micros(300));
-                    futures_lite::future::yield_now().await;
-                }
-            };
-            let tasks: Vec<_> = (0..8).map(|_| glommio::spawn_local(busy())).collect();
-            for task in tasks {
-                task.await;
-            }
-            done.send(()).unwrap();
-        })
-        .unwrap();
-    join(executor, &finished, "the executor parked with runnable tasks");
+/// The two ends of a connection over loopback.
+fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    near.set_read_timeout(Some(LIMIT)).unwrap();
+    (near, listener.accept().unwrap().0)
+}
+
+/// Waits until `condition` holds, letting other tasks run.
+async fn until(reactor: &Rc<Reactor>, condition: impl Fn() -> bool) {
+    while !condition() {
+        reactor.sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[test]
-fn task_at_the_turnstile_lets_a_socket_be_heard() {
+fn executor_with_runnable_tasks_does_not_park() {
+    run(RingLimits::default(), "the executor parked with runnable tasks", |reactor| async move {
+        let busy = || async {
+            for _ in 0..200 {
+                work(Duration::from_micros(300));
+                futures_lite::future::yield_now().await;
+            }
+        };
+        let tasks: Vec<_> = (0..8).map(|_| reactor.spawn(busy())).collect();
+        for task in tasks {
+            task.await;
+        }
+    });
+}
+
+#[test]
+fn tasks_that_wake_each_other_do_not_keep_the_ring_from_being_looked_at() {
+    run(RingLimits::default(), "a timer was never looked at", |reactor| async move {
+        let over = Rc::new(Cell::new(false));
+        let seen = Rc::clone(&over);
+        let restless = reactor.spawn(async move {
+            while !seen.get() {
+                futures_lite::future::yield_now().await;
+            }
+        });
+        reactor.sleep(Duration::from_millis(5)).await;
+        over.set(true);
+        restless.await;
+    });
+}
+
+#[test]
+fn task_that_gives_way_lets_a_socket_be_heard() {
     const RINGS: usize = 50;
     let (mut far, near) = UnixStream::pair().unwrap();
-    near.set_nonblocking(true).unwrap();
-    let (done, finished) = mpsc::channel();
     let (heard, hearing) = mpsc::channel();
-    let executor = executor(Placement::Unbound)
-        .spawn(move || async move {
-            let turnstile = Turnstile::open().await.unwrap();
-            let over = Rc::new(Cell::new(false));
-            let busy = {
-                let over = Rc::clone(&over);
-                glommio::spawn_local(async move {
-                    while !over.get() {
-                        work(Duration::from_micros(100));
-                        turnstile.pass().await;
+    let ringing = std::thread::spawn(move || {
+        let begun = Instant::now();
+        for _ in 0..RINGS {
+            far.write_all(&[1]).unwrap();
+            hearing.recv_timeout(LIMIT).unwrap();
+        }
+        begun.elapsed() / u32::try_from(RINGS).unwrap()
+    });
+    run(RingLimits::default(), "the busy task never ended", |reactor| async move {
+        let over = Rc::new(Cell::new(false));
+        let busy = {
+            let (over, reactor) = (Rc::clone(&over), Rc::clone(&reactor));
+            reactor.clone().spawn(async move {
+                while !over.get() {
+                    work(Duration::from_micros(100));
+                    reactor.turn().await;
+                }
+            })
+        };
+        let mut doorbell = Doorbell::new(&reactor, near.into());
+        for _ in 0..RINGS {
+            assert!(doorbell.rung().await);
+            heard.send(()).unwrap();
+        }
+        over.set(true);
+        busy.await;
+    });
+    let each = ringing.join().unwrap();
+    // Where a task only yields, the executor looks at its own sockets every 100 ms.
+    assert!(each < Duration::from_millis(20), "{each:?} to hear a ring");
+}
+
+#[test]
+fn thread_that_rings_the_bell_wakes_a_sleeping_shard() {
+    let (bell, wait) = Bell::pair().unwrap();
+    let waker: Waker = Arc::new(bell).into();
+    let (asleep, sleeping) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        for _ in 0..50 {
+            sleeping.recv_timeout(LIMIT).unwrap();
+            waker.wake_by_ref();
+        }
+    });
+    run(RingLimits::default(), "a ring was not heard", |reactor| async move {
+        let mut bell = Doorbell::new(&reactor, wait);
+        for _ in 0..50 {
+            asleep.send(()).unwrap();
+            assert!(bell.rung().await);
+        }
+    });
+    thread.join().unwrap();
+}
+
+#[test]
+fn timers_end_in_order_and_dropped_ones_do_not() {
+    run(RingLimits::default(), "a timer never ended", |reactor| async move {
+        let ended = Rc::new(RefCell::new(Vec::new()));
+        let tasks: Vec<_> = [30, 10, 20]
+            .into_iter()
+            .map(|milliseconds| {
+                let (ended, sleep) =
+                    (Rc::clone(&ended), reactor.sleep(Duration::from_millis(milliseconds)));
+                reactor.spawn(async move {
+                    sleep.await;
+                    ended.borrow_mut().push(milliseconds);
+                })
+            })
+            .collect();
+        drop(reactor.sleep(Duration::ZERO));
+        for task in tasks {
+            task.await;
+        }
+        assert_eq!(*ended.borrow(), [10, 20, 30]);
+    });
+}
+
+#[test]
+fn receive_without_a_free_buffer_gets_memory_of_its_own() {
+    let limits = RingLimits { chunks: 2, chunk_bytes: 4096, ..RingLimits::default() };
+    let (mut peers, sockets): (Vec<_>, Vec<_>) = (0..8).map(|_| connection()).unzip();
+    for peer in &mut peers {
+        peer.write_all(b"request").unwrap();
+    }
+    run(limits, "a receive waits for a buffer that another one holds", |reactor| async move {
+        let mut held = Vec::new();
+        for socket in sockets {
+            let received = Socket::new(&reactor, socket.into(), false).receive().await.unwrap();
+            assert_eq!(&received[..], b"request");
+            held.push(received);
+        }
+        let chunks = held.iter().filter(|held| matches!(held, Received::Chunk(_))).count();
+        assert_eq!(chunks, 2);
+        // Buffers that come back are used again.
+        drop(held);
+        for peer in &mut peers {
+            peer.write_all(b"again").unwrap();
+        }
+    });
+}
+
+#[test]
+fn buffers_come_back_however_a_receive_ends() {
+    let limits = RingLimits { chunks: 2, chunk_bytes: 4096, ..RingLimits::default() };
+    let (mut peer, socket) = connection();
+    run(limits, "a receive never ended", |reactor| async move {
+        let mut socket = Socket::new(&reactor, socket.into(), false);
+        for round in 0..20 {
+            if round % 2 == 0 {
+                // Dropped before anything came: cancelled.
+                futures_lite::future::or(async { drop(socket.receive().await) }, reactor.turn())
+                    .await;
+            }
+            if round % 4 == 1 {
+                // Dropped when its outcome may be here already.
+                let mut receive = Box::pin(socket.receive());
+                std::future::poll_fn(|cx| {
+                    assert!(receive.as_mut().poll(cx).is_pending());
+                    Poll::Ready(())
+                })
+                .await;
+                reactor.turn().await;
+                drop(receive);
+            }
+            peer.write_all(b"request").unwrap();
+            let received = socket.receive().await.unwrap();
+            assert_eq!(
+                (&received[..], matches!(received, Received::Chunk(_))),
+                (&b"request"[..], true)
+            );
+        }
+    });
+}
+
+#[test]
+fn reply_goes_out_with_the_next_receive() {
+    let (mut peer, socket) = connection();
+    let answering = std::thread::spawn(move || {
+        let mut reply = [0; 5];
+        for _ in 0..20 {
+            peer.read_exact(&mut reply).unwrap();
+            assert_eq!(&reply, b"reply");
+            peer.write_all(b"request").unwrap();
+        }
+    });
+    run(RingLimits::default(), "a reply stayed where it was", |reactor| async move {
+        let mut socket = Socket::new(&reactor, socket.into(), false);
+        for _ in 0..20 {
+            socket.cork(b"reply".to_vec());
+            assert_eq!(&socket.receive().await.unwrap()[..], b"request");
+        }
+    });
+    answering.join().unwrap();
+}
+
+#[test]
+fn reply_to_a_peer_that_is_gone_ends_the_receive_behind_it() {
+    let (peer, socket) = connection();
+    rustix::net::sockopt::set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
+    drop(peer);
+    run(RingLimits::default(), "the receive never ended", |reactor| async move {
+        let mut socket = Socket::new(&reactor, socket.into(), false);
+        socket.cork(b"reply".to_vec());
+        assert!(socket.receive().await.is_err());
+    });
+}
+
+#[test]
+fn outputs_arrive_whole_with_and_without_a_copy() {
+    const BYTES: usize = 3 << 20;
+    for in_place in [false, true] {
+        let (mut peer, socket) = connection();
+        let reading = std::thread::spawn(move || {
+            let mut received = vec![0; 4 + BYTES];
+            peer.read_exact(&mut received).unwrap();
+            received
+        });
+        run(RingLimits::default(), "a send never ended", move |reactor| async move {
+            let mut socket = Socket::new(&reactor, socket.into(), in_place);
+            let output = Rc::new(Output::Owned(
+                (0..BYTES).map(|i| u8::try_from(i % 251).unwrap()).collect(),
+            ));
+            socket.cork(b"head".to_vec());
+            for start in (0..BYTES).step_by(1 << 20) {
+                socket.send_output(&output, start..start + (1 << 20), 1).await.unwrap();
+            }
+            // The kernel lets go of the memory once the peer has it.
+            until(&reactor, || Rc::strong_count(&output) == 1).await;
+        });
+        let received = reading.join().unwrap();
+        assert_eq!(&received[..4], b"head");
+        assert!(
+            received[4..]
+                .iter()
+                .enumerate()
+                .all(|(i, byte)| *byte == u8::try_from(i % 251).unwrap())
+        );
+    }
+}
+
+#[test]
+fn memory_of_a_dropped_receive_is_kept_until_the_kernel_is_done() {
+    let (mut peer, socket) = connection();
+    run(RingLimits::default(), "the memory never came back", |reactor| async move {
+        let budget = Arc::new(Budget::new(1 << 20));
+        let heap = Heap::new(Arc::clone(&budget));
+        let mut socket = Socket::new(&reactor, socket.into(), false);
+        let range = heap.alloc(4096).unwrap();
+        let mut receive = Box::pin(socket.receive_landing(range.landing(0..4096)));
+        std::future::poll_fn(|cx| {
+            assert!(receive.as_mut().poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        reactor.turn().await;
+        drop(range);
+        drop(receive);
+        assert_eq!(budget.used(), 4096, "the operation is still in the kernel");
+        until(&reactor, || budget.used() == 0).await;
+        // What comes now is not lost in the cancelled one.
+        peer.write_all(b"later").unwrap();
+        assert_eq!(&socket.receive().await.unwrap()[..], b"later");
+    });
+}
+
+#[test]
+fn more_operations_than_the_ring_holds_all_end() {
+    let limits = RingLimits { submissions: 4, completions: 8, ..RingLimits::default() };
+    let (peers, sockets): (Vec<_>, Vec<_>) = (0..64).map(|_| connection()).unzip();
+    let answering = std::thread::spawn(move || {
+        for _ in 0..8 {
+            for mut peer in &peers {
+                peer.read_exact(&mut [0; 5]).unwrap();
+            }
+            for mut peer in &peers {
+                peer.write_all(b"request").unwrap();
+            }
+        }
+    });
+    run(limits, "an operation never ended", |reactor| async move {
+        let tasks: Vec<_> = sockets
+            .into_iter()
+            .map(|socket| {
+                let mut socket = Socket::new(&reactor, socket.into(), false);
+                reactor.spawn(async move {
+                    for _ in 0..8 {
+                        socket.cork(b"reply".to_vec());
+                        assert_eq!(&socket.receive().await.unwrap()[..], b"request");
                     }
                 })
-            };
-            let doorbell = Doorbell::new(near.into());
-            for _ in 0..RINGS {
-                assert!(doorbell.rung().await);
-                heard.send(()).unwrap();
-            }
-            over.set(true);
-            busy.await;
-            done.send(()).unwrap();
-        })
-        .unwrap();
-    let begun = Instant::now();
-    for _ in 0..RINGS {
-        far.write_all(&[1]).unwrap();
-        hearing.recv_timeout(LIMIT).unwrap();
-    }
-    let each = begun.elapsed() / u32::try_from(RINGS).unwrap();
-    join(executor, &finished, "the busy task never ended");
-    // Where a task only yields, the executor looks at its sockets every 100 ms.
-    assert!(each < Duration::from_millis(20), "{each:?} to hear a ring");
+            })
+            .collect();
+        for task in tasks {
+            task.await;
+        }
+    });
+    answering.join().unwrap();
+}
+
+#[test]
+fn shard_that_watches_its_ring_hears_and_then_sleeps() {
+    let limits = RingLimits { busy_poll: Duration::from_millis(2), ..RingLimits::default() };
+    let (mut peer, socket) = connection();
+    let answering = std::thread::spawn(move || {
+        for pause in [0, 1, 10, 0, 1, 10] {
+            work(Duration::from_millis(pause));
+            peer.write_all(b"request").unwrap();
+            peer.read_exact(&mut [0; 5]).unwrap();
+        }
+    });
+    run(limits, "a request was not heard", |reactor| async move {
+        let mut socket = Socket::new(&reactor, socket.into(), false);
+        for _ in 0..6 {
+            assert_eq!(&socket.receive().await.unwrap()[..], b"request");
+            socket.cork(b"reply".to_vec());
+            socket.flush().await.unwrap();
+        }
+    });
+    answering.join().unwrap();
 }
