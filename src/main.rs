@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use outboard::config::{
-    CacheDir, CompileConfig, CompilerChoice, EngineLimits, EnvelopeLimits, HttpLimits, RingLimits,
-    ShardLimits, WireLimits,
+    CacheDir, CompileConfig, CompilerChoice, EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits,
+    RingLimits, ShardLimits, WireLimits,
 };
 use outboard::device::platform::{CpuPlatform, PlatformConfig};
 use outboard::device::shared::Budget;
@@ -76,6 +76,9 @@ struct ServeArgs {
     /// Memory for bodies that are being received [default: half of the machine's].
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     staging_memory: Option<u64>,
+    /// Check that the SHA-256 of each blob is its name, and refuse the batch where it is not.
+    #[arg(long)]
+    verify_sha256: bool,
     /// Largest body of a request.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "256G")]
     body_limit: u64,
@@ -155,6 +158,7 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let config = shard::Config {
         engine: EngineLimits::default(),
         envelope: EnvelopeLimits::default(),
+        hash: HashPolicy { verify_sha256: arguments.verify_sha256, ..HashPolicy::default() },
         http: HttpLimits { body_bytes_max: arguments.body_limit, ..HttpLimits::default() },
         ring: RingLimits {
             busy_poll: Duration::from_micros(arguments.busy_poll),

@@ -90,7 +90,9 @@ fn engine() -> Engine {
 fn run(engine: &mut Engine, text: &str, blobs: Blobs) {
     let limits = WireLimits::default();
     let now = Instant::now();
-    let mut batch = engine.parse(text.as_bytes(), blobs, Owner::Connection(1), &limits).unwrap();
+    let mut batch = engine
+        .parse(text.as_bytes(), blobs, Owner::Connection(1), &limits)
+        .expect("commands of this file can be read");
     loop {
         match engine.advance(&mut batch, now) {
             Progress::Done(Reply::Ok(Output::Empty | Output::Bytes { .. })) => return,

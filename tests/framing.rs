@@ -259,13 +259,17 @@ fn body_dropped_after_a_refusal_is_followed_by_the_next_request() {
 
 #[test]
 fn accepted_head_reports_its_fields() {
-    let head = post!("Outboard-Wire: 2\r\nAuthorization: Bearer x\r\nContent-Length: 7\r\n\r\n");
+    let head = post!(
+        "Outboard-Wire: 2\r\nAuthorization: Bearer x\r\nOutboard-Digest: blake3\r\n\
+         Content-Length: 7\r\n\r\n"
+    );
     let mut connection = Connection::new(limits());
     let step = connection.next(head.as_bytes());
     assert_eq!(step.consumed, head.len());
     let Event::Request(request) = step.event else { panic!("{step:?}") };
     assert_eq!(request.wire_version, Some(&b"2"[..]));
     assert_eq!(request.authorization, Some(&b"Bearer x"[..]));
+    assert_eq!(request.digest, Some(&b"blake3"[..]));
     assert_eq!(request.body, BodyLength::Known(7));
     assert!(!request.expects_continue);
     assert_eq!(connection.body_run(), 7);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use outboard::blob::Digest;
 use outboard::config::{
-    EngineLimits, EnvelopeLimits, HttpLimits, RingLimits, ShardLimits, WireLimits,
+    EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits, RingLimits, ShardLimits, WireLimits,
 };
 use outboard::device::null::NullPlatform;
 use outboard::device::shared::Budget;
@@ -136,6 +136,7 @@ pub(crate) fn start(core: usize, platform: &PlatformMaker) -> Result<Server> {
     let config = shard::Config {
         engine: EngineLimits::default(),
         envelope: EnvelopeLimits::default(),
+        hash: HashPolicy::default(),
         http: HttpLimits::default(),
         ring: RingLimits::default(),
         shard: ShardLimits::default(),

@@ -332,7 +332,7 @@ fn wait_for_an_event_that_nobody_sets_ends_with_an_error() {
 fn work_that_is_done_is_not_waited_for() {
     let mut bench = Bench::new();
     bench.ok(READY);
-    let mut batch = parse(&vec![OUT; 3].join(", "));
+    let mut batch = parse(&[OUT; 3].join(", "));
     assert!(matches!(bench.engine.advance(&mut batch, bench.now), Progress::Done(Reply::Ok(_))));
     // A batch may not hold the core in this way for as long as it likes.
     let waits = vec![EXEC.replace("False", "True"); 1000].join(", ");

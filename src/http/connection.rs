@@ -109,6 +109,8 @@ pub struct Request<'a> {
     pub authorization: Option<&'a [u8]>,
     /// How long the body will be.
     pub body: BodyLength,
+    /// The value of `Outboard-Digest`.
+    pub digest: Option<&'a [u8]>,
     /// Whether the client holds its body back: see [`Connection::write_continue`].
     pub expects_continue: bool,
     /// The value of `Outboard-Wire`.
@@ -306,6 +308,7 @@ impl Connection {
         Event::Request(Request {
             authorization: fields.authorization,
             body,
+            digest: fields.digest,
             expects_continue: self.awaits_continue,
             wire_version: fields.wire_version,
         })

@@ -173,6 +173,7 @@ pub(super) struct Head<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Fields<'a> {
     pub(super) authorization: Option<&'a [u8]>,
+    pub(super) digest: Option<&'a [u8]>,
     pub(super) wire_version: Option<&'a [u8]>,
     pub(super) content_bytes: Option<u64>,
     /// Whether the body comes in chunks.
@@ -227,6 +228,9 @@ impl<'a> Fields<'a> {
         let is = |known: &str| name.eq_ignore_ascii_case(known);
         if is("authorization") {
             return set_once(&mut self.authorization, value, "authorization");
+        }
+        if is("outboard-digest") {
+            return set_once(&mut self.digest, value, "outboard-digest");
         }
         if is("outboard-wire") {
             return set_once(&mut self.wire_version, value, "outboard-wire");

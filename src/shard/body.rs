@@ -10,7 +10,7 @@ use std::ops;
 use std::rc::Rc;
 
 use super::Config;
-use crate::blob::Digest;
+use crate::blob::{Digest, Hash, Mismatch, Verifier};
 use crate::device::DeviceError;
 use crate::device::shared::{Heap, Landing, Range};
 use crate::engine::{Blob, Blobs};
@@ -30,6 +30,8 @@ pub(super) enum BodyError {
     Staging { bytes: u64, cause: DeviceError },
     #[error("no staging memory came free for {bytes} bytes in {seconds} s; try again later")]
     StagingBusy { bytes: u64, seconds: u64 },
+    #[error("a blob's bytes are not what its name says: {0}; send it again")]
+    Mismatch(#[from] Mismatch),
     #[error("the command text has {bytes} bytes, the limit is {bytes_max}")]
     TextTooLong { bytes: u64, bytes_max: u64 },
     #[error("bad body: {0}")]
@@ -39,7 +41,7 @@ pub(super) enum BodyError {
 impl BodyError {
     pub(super) fn status(&self) -> Status {
         match self {
-            BodyError::DigestRepeated { .. } => Status::BadRequest,
+            BodyError::DigestRepeated { .. } | BodyError::Mismatch(_) => Status::BadRequest,
             BodyError::Staging { .. } | BodyError::StagingBusy { .. } => Status::ServiceUnavailable,
             BodyError::TextTooLong { .. } => Status::ContentTooLarge,
             BodyError::Wire(_) => Status::BadRequest,
@@ -88,11 +90,21 @@ pub(super) struct Body<'c> {
     blobs: Blobs,
     /// Bytes that went to staging memory, or were promised for it.
     staged_bytes: u64,
+    /// What the names of all blobs are checked as.
+    hash: Option<Hash>,
+    /// That of the current blob.
+    verifier: Option<Verifier>,
 }
 
 impl<'c> Body<'c> {
-    /// A body whose long blobs go to `staging`, which belongs to one connection.
-    pub(super) fn new(config: &'c Config, staging: &'c Heap, length: BodyLength) -> Body<'c> {
+    /// A body whose long blobs go to `staging`, which belongs to one connection. Names are checked
+    /// as `hash`.
+    pub(super) fn new(
+        config: &'c Config,
+        staging: &'c Heap,
+        length: BodyLength,
+        hash: Option<Hash>,
+    ) -> Body<'c> {
         let body_bytes = match length {
             BodyLength::Chunked => None,
             BodyLength::Known(bytes) => Some(bytes),
@@ -106,6 +118,8 @@ impl<'c> Body<'c> {
             last: None,
             blobs: Blobs::default(),
             staged_bytes: 0,
+            hash,
+            verifier: None,
         }
     }
 
@@ -160,6 +174,10 @@ impl<'c> Body<'c> {
         if bytes_max == 0 {
             return None;
         }
+        let bytes_max = match self.verifier {
+            Some(_) => bytes_max.min(self.config.hash.piece_bytes),
+            None => bytes_max,
+        };
         match &mut self.current {
             Some((_, Destination::Staged { range, filled, room })) if *filled < *room => {
                 let bytes = bytes_max.min(*room - *filled);
@@ -181,8 +199,21 @@ impl<'c> Body<'c> {
         if let (Some((_, Destination::Text(to))), Some(text)) = (&mut self.current, text) {
             *to = text;
         }
+        self.verify(bytes);
         self.arrived(bytes);
         self.take(&[], 0).map(drop)
+    }
+
+    /// Hashes the next `bytes` bytes, which were received where they belong.
+    fn verify(&mut self, bytes: usize) {
+        let Some(verifier) = &mut self.verifier else { return };
+        match &self.current {
+            Some((_, Destination::Staged { range, filled, .. })) => {
+                verifier.update(&range.slice()[*filled..*filled + bytes]);
+            }
+            Some((_, Destination::Text(to))) => verifier.update(&to[to.len() - bytes..]),
+            _ => {}
+        }
     }
 
     /// Takes bytes that lie at `at` in the receive buffer, which is not filled again before the
@@ -204,7 +235,7 @@ impl<'c> Body<'c> {
             match step.event {
                 Event::BlobStart { digest, bytes, last } => self.begin(digest, bytes, last)?,
                 Event::Payload => self.put(&offered[..step.consumed], place),
-                Event::BlobEnd => self.last = self.current.take(),
+                Event::BlobEnd => self.end()?,
                 Event::NeedMore => break,
             }
         }
@@ -250,6 +281,7 @@ impl<'c> Body<'c> {
         {
             return Err(BodyError::DigestRepeated { digest });
         }
+        self.verifier = self.hash.map(Verifier::new);
         match usize::try_from(bytes) {
             // Text goes where no device can change it while it is parsed.
             Ok(_) if last == Some(true) => {
@@ -268,9 +300,21 @@ impl<'c> Body<'c> {
         Ok(())
     }
 
+    /// The current blob is complete.
+    fn end(&mut self) -> Result<(), BodyError> {
+        self.last = self.current.take();
+        if let (Some(verifier), Some((name, _))) = (self.verifier.take(), &self.last) {
+            verifier.finish(*name)?;
+        }
+        Ok(())
+    }
+
     fn put(&mut self, bytes: &[u8], place: ops::Range<usize>) {
         let is_whole = self.envelope.payload_remaining() == 0;
         let Some((_, destination)) = &mut self.current else { return };
+        if let Some(verifier) = &mut self.verifier {
+            verifier.update(bytes);
+        }
         match destination {
             Destination::Text(to) if is_whole && to.is_empty() => {
                 *destination = Destination::InPlace(place);
@@ -284,8 +328,7 @@ impl<'c> Body<'c> {
         self.arrived(bytes.len());
     }
 
-    /// The next `bytes` bytes of the current blob are where they belong. All bytes of all blobs
-    /// pass here, piece by piece, right after they came.
+    /// The next `bytes` bytes of the current blob are where they belong.
     fn arrived(&mut self, bytes: usize) {
         if let Some((_, Destination::Staged { filled, .. })) = &mut self.current {
             *filled += bytes;

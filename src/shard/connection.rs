@@ -17,6 +17,8 @@ use super::Shard;
 use super::body::{Body, BodyError, Direct, Text};
 use super::completion::{Cancel, Gone};
 use super::io::{Handle, Received, Socket};
+use crate::blob::Hash;
+use crate::config::HashPolicy;
 use crate::device::shared::Heap;
 use crate::engine::{Batch, Blobs, Output, Owner, Progress, Reply};
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
@@ -259,14 +261,19 @@ impl Connection {
             match step.event {
                 Event::Request(request) => {
                     let (length, expects_continue) = (request.body, request.expects_continue);
+                    let hash = hash_of(&self.shard.config.hash, request.digest);
                     self.input.consume(consumed);
+                    let hash = match hash {
+                        Ok(hash) => hash,
+                        Err(text) => return Ok(Arrived::Refused(Status::BadRequest, text)),
+                    };
                     if expects_continue {
                         let mut head = Vec::new();
                         self.http.write_continue(&mut head);
                         self.socket.cork(head);
                         self.socket.flush().await?;
                     }
-                    return self.arrive_body(length).await;
+                    return self.arrive_body(length, hash).await;
                 }
                 Event::Refused(refusal) => {
                     self.input.consume(consumed);
@@ -282,10 +289,10 @@ impl Connection {
         }
     }
 
-    async fn arrive_body(&mut self, length: BodyLength) -> io::Result<Arrived> {
+    async fn arrive_body(&mut self, length: BodyLength, hash: Option<Hash>) -> io::Result<Arrived> {
         let shard = Rc::clone(&self.shard);
         let staging = self.entry.staging.clone();
-        let mut body = Body::new(&shard.config, &staging, length);
+        let mut body = Body::new(&shard.config, &staging, length, hash);
         let slice_bytes = shard.config.shard.io_slice_bytes;
         loop {
             if let Err(error) = self.find_room(&mut body).await {
@@ -428,6 +435,17 @@ impl Connection {
             self.taken = 0;
             self.shard.reactor.turn().await;
         }
+    }
+}
+
+/// What the names of a request's blobs are checked as, given the value of `Outboard-Digest`.
+fn hash_of(policy: &HashPolicy, said: Option<&[u8]>) -> Result<Option<Hash>, String> {
+    match said {
+        None => Ok(policy.verify_sha256.then_some(Hash::Sha256)),
+        Some(name) => Hash::named(name).map(Some).ok_or_else(|| {
+            let name = name.escape_ascii();
+            format!("outboard-digest: {name} is not known; use blake3 or sha256\n")
+        }),
     }
 }
 

@@ -36,7 +36,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use tracing::info;
 
 use crate::config::{
-    EngineLimits, EnvelopeLimits, HttpLimits, RingLimits, ShardLimits, WireLimits,
+    EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits, RingLimits, ShardLimits, WireLimits,
 };
 use crate::device::Platform;
 use crate::device::shared::Budget;
@@ -56,6 +56,7 @@ const RING_DEPTH: usize = 128;
 pub struct Config {
     pub engine: EngineLimits,
     pub envelope: EnvelopeLimits,
+    pub hash: HashPolicy,
     pub http: HttpLimits,
     pub ring: RingLimits,
     pub shard: ShardLimits,

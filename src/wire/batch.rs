@@ -175,7 +175,7 @@ impl<'t> Commands<'t> {
     /// The memory, for another batch. More than `bytes_max` of it is given back.
     #[must_use]
     pub fn recycle(self, bytes_max: usize) -> Commands<'static> {
-        if self.bytes() > bytes_max {
+        if self.memory_bytes() > bytes_max {
             return Commands::default();
         }
         let mut memory = Commands {
@@ -198,7 +198,7 @@ impl<'t> Commands<'t> {
     }
 
     /// Memory that is reserved for the tables.
-    fn bytes(&self) -> usize {
+    pub(crate) fn memory_bytes(&self) -> usize {
         self.entries.capacity() * size_of::<Entry>()
             + self.sessions.capacity() * size_of::<Session<'_>>()
             + self.launches.capacity() * size_of::<Launch>()
@@ -318,13 +318,9 @@ impl<'t> Commands<'t> {
     fn read_plain(&mut self, cursor: &mut Cursor<'t>) -> Option<(usize, Place)> {
         if cursor.eat_text("ProgramExec(session=").is_some() {
             let session = self.read_plain_session(cursor)?;
-            let (buffers, integers) = (self.buffers.len(), self.integers.len());
-            let launch = self.read_plain_launch(cursor);
-            if launch.is_none() {
-                self.buffers.truncate(buffers);
-                self.integers.truncate(integers);
-            }
-            self.launches.push(launch?);
+            // What a failed attempt leaves in the tables is referred to by nothing.
+            let launch = self.read_plain_launch(cursor)?;
+            self.launches.push(launch);
             return Some((session, Place::Launch(to_u32(self.launches.len() - 1))));
         }
         let from = cursor.at();

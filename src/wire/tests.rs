@@ -8,8 +8,8 @@ use super::command::{
 };
 use super::symbolic::{EvalError, Integer};
 use super::{
-    BufferNumber, Command, Request, SessionKey, Tape, WireError, WireErrorKind, parse_batch,
-    write_batch,
+    BufferNumber, Command, Commands, Request, SessionKey, Stored, Tape, WireError, WireErrorKind,
+    parse_batch, write_batch,
 };
 use crate::config::WireLimits;
 
@@ -431,7 +431,8 @@ fn commands_are_printed_as_they_were_read() {
 }
 
 /// The stock client's spelling is read in two ways: see `record.rs`. A space that the client does
-/// not write leaves only one of them.
+/// not write leaves only one of them. The command after the mutated one shows what the attempt at
+/// the other has left.
 #[test]
 fn both_ways_of_reading_agree_on_mutated_commands() {
     let digest = "0123456789abcdef".repeat(4);
@@ -462,8 +463,8 @@ fn both_ways_of_reading_agree_on_mutated_commands() {
         usize::try_from(state >> 16).unwrap() % end
     };
     for _ in 0..20_000 {
-        let mut text = format!("[{}]", commands[below(commands.len())]);
-        let at = below(text.len());
+        let mut text = format!("[{}, {}]", commands[below(commands.len())], commands[0]);
+        let at = below(text.len() - commands[0].len());
         match (below(3), pieces[below(pieces.len())]) {
             (0, _) => drop(text.remove(at)),
             (1, piece) => text.insert_str(at, piece),
@@ -482,6 +483,54 @@ fn both_ways_of_reading_agree_on_mutated_commands() {
         }
     }
     assert!(read > 1000 && read < 19_000, "{read}");
+}
+
+#[test]
+fn sessions_that_look_alike_are_told_apart() {
+    let key = |idx: u64, nonce: &str| format!("SessionKey(host='h', idx={idx}, nonce='{nonce}')");
+    let keys = [key(0, "a"), key(0, "ab"), key(1, "a"), key(0, ""), key(10, "a")];
+    let spelled = |n: usize| match n % 3 {
+        0 => keys[n % 5].replace("SessionKey(", "SessionKey( "),
+        _ => keys[n % 5].clone(),
+    };
+    let commands: Vec<_> =
+        (0..60).map(|n| format!("SessionFree(session={})", spelled(n))).collect();
+    let text = format!("[{}]", commands.join(", "));
+    let (mut tape, limits) = (Tape::new(), limits());
+    let read = Commands::parse(Commands::default(), &mut tape, text.as_bytes(), &limits).unwrap();
+    for index in 0..60 {
+        assert_eq!(read.session(index).unwrap().1.to_string(), keys[index % 5]);
+    }
+    // Some are there twice, read in either way; no more than that.
+    assert!(read.session_count() <= 2 * keys.len());
+    assert!(read.session(60).is_none() && read.get(60).is_none() && read.request(60).is_none());
+}
+
+#[test]
+fn memory_of_commands_is_used_again_and_bounded() {
+    let exec = format!(
+        "ProgramExec(session={KEY}, name='f', datahash='{}', bufs=(1, 2), vals=(3,), \
+         global_size=None, local_size=(4, 5, 6), wait=False)",
+        "ab".repeat(32)
+    );
+    let (mut tape, limits) = (Tape::new(), limits());
+    let text = |count: usize| format!("[{}]", vec![exec.as_str(); count].join(", "));
+    let (long, short) = (text(1000), text(2));
+    let read = Commands::parse(Commands::default(), &mut tape, long.as_bytes(), &limits).unwrap();
+    let expected = parse_batch(short.as_bytes(), &limits).unwrap();
+    for memory in [read.recycle(1 << 20), Commands::default()] {
+        let read = Commands::parse(memory, &mut tape, short.as_bytes(), &limits).unwrap();
+        let requests: Vec<_> = (0..read.len()).filter_map(|index| read.request(index)).collect();
+        assert_eq!(requests, expected);
+        let Some(Stored::Launch(launch)) = read.get(1) else { panic!("not kept flat") };
+        assert_eq!(
+            Command::ProgramExec(Box::new(launch.to_record("f".into()))),
+            requests[1].command
+        );
+    }
+    let read = Commands::parse(Commands::default(), &mut tape, long.as_bytes(), &limits).unwrap();
+    assert!(read.memory_bytes() > 64_000);
+    assert_eq!(read.recycle(64_000).memory_bytes(), 0);
 }
 
 /// The session and the command of a batch, or the kind of error.
