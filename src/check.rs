@@ -57,7 +57,7 @@ pub fn run() -> bool {
 fn io_uring() -> Line {
     let subject = "io_uring";
     match shard::probe() {
-        Ok(()) => Line { subject, verdict: Verdict::Ok, found: "an executor starts".to_owned() },
+        Ok(()) => Line { subject, verdict: Verdict::Ok, found: "a shard starts".to_owned() },
         Err(shard::StartError::Executor { why, remedy, .. }) => {
             Line { subject, verdict: Verdict::Needs { remedy }, found: why }
         }

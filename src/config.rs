@@ -387,9 +387,6 @@ impl DeviceLimits {
     pub const RING_CALL_BYTES: usize = Self::RING_BYTES / 4;
     /// The longest packet that lies in the ring; longer ones lie in scratch memory.
     pub const PACKET_BYTES_MAX: usize = 16 << 10;
-    /// Packets that a worker gets to see together while the server queues more: making one visible
-    /// costs as much as ten.
-    pub const PACKETS_HELD_BACK_MAX: u32 = 32;
     /// Bytes for the outcome of one load, message included.
     pub const LOAD_STATUS_BYTES: u64 = 1 << 10;
     /// Timed work whose duration nobody has asked for yet. The oldest is given up for a new one.

@@ -79,6 +79,9 @@ struct ServeArgs {
     /// Check that the SHA-256 of each blob is its name, and refuse the batch where it is not.
     #[arg(long)]
     verify_sha256: bool,
+    /// Seconds that a body waits for such memory before it is refused.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
+    staging_timeout: Duration,
     /// Largest body of a request.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "256G")]
     body_limit: u64,
@@ -169,6 +172,7 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
             connections_max: arguments.connection_limit,
             drain_time_max: arguments.drain_timeout,
             head_time_max: arguments.head_timeout,
+            staging_wait_max: arguments.staging_timeout,
             ..ShardLimits::default()
         },
         wire: WireLimits::default(),

@@ -213,7 +213,9 @@ impl Isolated {
 
     fn push(&mut self, parts: &[&[u64]], units: u64) -> Result<Fence, DeviceError> {
         let full = || DeviceError::Failed { what: "queue", why: "no room for a call".to_owned() };
-        self.ring.push_parts(parts, units).map(Fence).ok_or_else(full)
+        let packet = self.ring.push_parts(parts, units).ok_or_else(full)?;
+        self.ring.publish();
+        Ok(Fence(packet))
     }
 
     /// Keeps scratch memory until the worker is past `fence`.
@@ -374,7 +376,6 @@ impl Device for Isolated {
         if self.lost.is_some() || self.ring.ensure(DeviceLimits::RING_BYTES / 2) {
             return None;
         }
-        self.ring.publish();
         self.ring.room(DeviceLimits::RING_BYTES / 2).map(Fence)
     }
 
@@ -542,9 +543,6 @@ impl Device for Isolated {
         self.args = args;
         let fence = fence?;
         self.signals += shape.signals;
-        if shape.signals > 0 {
-            self.ring.publish();
-        }
         if shape.waits > 0 {
             self.watchdog.may_wait(fence);
         }
@@ -559,8 +557,6 @@ impl Device for Isolated {
         self.ready()?;
         self.enqueue(&Packet::Signal, 0)?;
         self.signals += 1;
-        // Others may wait for it, and nobody says when they do.
-        self.ring.publish();
         Ok(self.timeline())
     }
 
@@ -579,10 +575,6 @@ impl Device for Isolated {
         Fence(self.ring.submitted())
     }
 
-    fn submit(&mut self) {
-        self.ring.publish();
-    }
-
     fn poll(&mut self, now: Instant) -> Status {
         if self.lost.is_none() {
             self.look(now);
@@ -591,16 +583,20 @@ impl Device for Isolated {
             self.send_imports();
         }
         self.bury();
-        self.ring.publish();
         Status { completed: Fence(self.ring.completed()), lost: self.lost.clone() }
     }
 
     fn linger(&mut self, fence: Fence) {
-        if self.lost.is_some() || self.ring.woke() || !self.linger.is_worth_it() {
+        // What is impossible is left to the next poll.
+        let is_there = |ring: &mut Producer| ring.look().is_err() || ring.completed() >= fence.0;
+        if self.lost.is_some() || is_there(&mut self.ring) || self.ring.is_waking() {
+            return;
+        }
+        if !self.linger.is_worth_it() {
             return;
         }
         let start = Instant::now();
-        while self.ring.look().is_ok() && self.ring.completed() < fence.0 {
+        while !is_there(&mut self.ring) {
             if start.elapsed() >= DeviceLimits::LINGER {
                 return self.linger.failed();
             }
@@ -610,7 +606,6 @@ impl Device for Isolated {
     }
 
     fn arm(&mut self, fence: Fence) {
-        self.ring.publish();
         let completed = self.ring.completed();
         let earlier = |armed: u64| armed > completed && armed <= fence.0;
         if fence.0 > completed && !self.armed.is_some_and(earlier) {

@@ -280,10 +280,6 @@ pub trait Device {
     /// The fence of everything queued so far.
     fn last(&self) -> Fence;
 
-    /// Has the device begin what was queued, which it may put off until this call, or until it is
-    /// polled, a fence is armed, or its timeline is to advance.
-    fn submit(&mut self);
-
     /// Looks how far the device has come; kills what has run past the time limit. Never blocks.
     fn poll(&mut self, now: Instant) -> Status;
 

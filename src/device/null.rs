@@ -454,8 +454,6 @@ impl Device for NullDevice {
         Fence(self.last)
     }
 
-    fn submit(&mut self) {}
-
     fn poll(&mut self, _now: Instant) -> Status {
         // Only the graveyard: the reason of a loss is in the status.
         drop(self.ready());

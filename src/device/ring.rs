@@ -136,10 +136,8 @@ pub(super) struct Nonsense;
 pub(super) struct Producer {
     ring: Ring,
     tail: u64,
-    /// What the worker may see of `tail`, and how many packets it may not see yet.
-    published: u64,
-    held_back: u32,
-    woke: bool,
+    /// The last packet for which the worker had to be woken.
+    woken_for: u64,
     /// What is known of the worker, from the last look.
     head: u64,
     completed: u64,
@@ -159,9 +157,7 @@ impl Producer {
         Producer {
             ring,
             tail: 0,
-            published: 0,
-            held_back: 0,
-            woke: false,
+            woken_for: 0,
             head: 0,
             completed: 0,
             progress: 0,
@@ -217,10 +213,7 @@ impl Producer {
     }
 
     /// Appends a packet, in parts, that is `units` units of work, if there is room. The worker sees
-    /// it after [`Self::publish`] at the latest.
-    ///
-    /// Publishing waits for everything written before, which lies in lines that the worker has just
-    /// read; so it is done for many packets at a time, unless the worker has nothing to do.
+    /// it after [`Self::publish`].
     pub(super) fn push_parts(&mut self, parts: &[&[u64]], units: u64) -> Option<u64> {
         let bytes = parts.iter().map(|part| size_of_val(*part)).sum();
         if !self.ensure(bytes) {
@@ -238,10 +231,6 @@ impl Producer {
         if self.tail - self.marks.back().map_or(self.head, |mark| mark.1) >= Self::MARK_BYTES {
             self.marks.push_back((self.submitted, self.tail));
         }
-        self.held_back += 1;
-        if self.held_back >= DeviceLimits::PACKETS_HELD_BACK_MAX {
-            self.publish();
-        }
         Some(self.submitted)
     }
 
@@ -253,10 +242,6 @@ impl Producer {
 
     /// Lets the worker see what was pushed, and wakes it if it sleeps.
     pub(super) fn publish(&mut self) {
-        if self.published == self.tail {
-            return;
-        }
-        (self.published, self.held_back) = (self.tail, 0);
         let header = self.ring.header();
         header.tail.0.store(self.tail, Ordering::Release);
         // Against `Ring::sleep`: either the flag is seen here, or the new tail there.
@@ -265,15 +250,13 @@ impl Producer {
         if sleeping.load(Ordering::Relaxed) != 0 && sleeping.swap(0, Ordering::Relaxed) != 0 {
             // Waking cannot fail on a mapped word, and there is nobody to tell.
             let _ = futex::wake(sleeping, futex::Flags::empty(), 1);
-            self.woke = true;
-        } else {
-            self.woke = false;
+            self.woken_for = self.submitted;
         }
     }
 
-    /// Whether the worker was asleep when it was last given something to do.
-    pub(super) fn woke(&self) -> bool {
-        self.woke
+    /// Whether the worker, as of the last look, has not done what it was woken for.
+    pub(super) fn is_waking(&self) -> bool {
+        self.completed < self.woken_for
     }
 
     /// The packet after which at least `bytes` are free, unless they are free already.

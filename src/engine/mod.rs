@@ -119,7 +119,6 @@ impl Engine {
         let mut left = self.limits.commands_per_slice;
         loop {
             let progress = self.run_slice(batch, &mut left, now);
-            self.sessions.submit();
             match &progress {
                 Progress::Done(_) => self.memory.take_back(batch),
                 Progress::Wait(WaitFor::Device { session, fence })

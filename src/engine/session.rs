@@ -112,8 +112,6 @@ pub(super) struct Session {
     staged: VecDeque<(Fence, Rc<shared::Range>)>,
     completed: Fence,
     lost: Option<DeviceError>,
-    /// Whether the device may hold back work until [`Device::submit`].
-    unsubmitted: bool,
     device: Option<Box<dyn Device>>,
 }
 
@@ -258,8 +256,6 @@ pub(super) struct Sessions {
     free: Vec<usize>,
     begun: u64,
     opened: Vec<SessionId>,
-    /// Sessions whose devices may hold back work.
-    unsubmitted: Vec<SessionId>,
 }
 
 impl Sessions {
@@ -272,7 +268,6 @@ impl Sessions {
             free: Vec::new(),
             begun: 0,
             opened: Vec::new(),
-            unsubmitted: Vec::new(),
         }
     }
 
@@ -328,7 +323,6 @@ impl Sessions {
             staged: VecDeque::new(),
             completed: Fence::default(),
             lost: None,
-            unsubmitted: false,
             device: None,
         });
         self.ids.insert(key, id);
@@ -349,17 +343,6 @@ impl Sessions {
         let ended = self.slots.iter().flatten().filter(|session| session.owner == owner);
         let ended: Vec<_> = ended.map(|session| session.id).collect();
         ended.into_iter().for_each(|id| self.end(id));
-    }
-
-    /// Has all devices begin what was queued.
-    pub(super) fn submit(&mut self) {
-        while let Some(id) = self.unsubmitted.pop() {
-            let Some(session) = self.by_id_mut(id) else { continue };
-            session.unsubmitted = false;
-            if let Some(device) = &mut session.device {
-                device.submit();
-            }
-        }
     }
 
     /// Whether a device is at `fence` already, or within a moment that it is given.
@@ -429,7 +412,7 @@ impl Engine {
     /// The session with its device open, not lost, and with room in its queue for one call of
     /// each kind. Called before a command has any effect.
     pub(super) fn device(&mut self, id: SessionId) -> Result<&mut Session, Stop> {
-        let Sessions { slots, opened, unsubmitted, .. } = &mut self.sessions;
+        let Sessions { slots, opened, .. } = &mut self.sessions;
         let session = slots.get_mut(id.slot).and_then(Option::as_mut);
         let Some(session) = session.filter(|session| session.id == id) else {
             return Err(Cause::SessionEnded.into());
@@ -445,10 +428,6 @@ impl Engine {
             && let Some(fence) = device.backlog()
         {
             return Err(Stop::Retry(WaitFor::Device { session: id, fence }));
-        }
-        if !session.unsubmitted {
-            session.unsubmitted = true;
-            unsubmitted.push(id);
         }
         Ok(session)
     }

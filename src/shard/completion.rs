@@ -89,6 +89,8 @@ impl Shard {
     /// Waits until the engine says that `wait` is over, or the connection is gone.
     pub(super) async fn wait(&self, cancel: &Cancel, wait: &WaitFor) -> Result<(), Gone> {
         self.waits.want_ticks();
+        // On a machine with few cores a worker process may have to run where this shard does.
+        let _yielded = matches!(wait, WaitFor::Device { .. }).then(|| self.reactor.yield_core());
         poll_fn(|cx| {
             let waker = cx.waker();
             if cancel.is_cancelled(waker) {

@@ -31,6 +31,8 @@ const ROUNDS_MAX: u32 = 16;
 pub(super) struct Reactor {
     ring: Rc<Ring>,
     busy_poll: Duration,
+    /// Tasks that wait for a device, whose worker may need this very core.
+    yields: Cell<u32>,
     /// Counts how often tasks have run.
     runs: Cell<u64>,
     is_stopping: Cell<bool>,
@@ -57,6 +59,7 @@ impl Reactor {
         let reactor = Rc::new(Reactor {
             ring: Ring::new(limits)?,
             busy_poll: limits.busy_poll,
+            yields: Cell::new(0),
             runs: Cell::new(0),
             is_stopping: Cell::new(false),
             timers: RefCell::default(),
@@ -128,6 +131,12 @@ impl Reactor {
             Poll::Pending
         })
         .await;
+    }
+
+    /// Leaves the core to others while nothing is to be done, until the value is dropped.
+    pub(super) fn yield_core(self: &Rc<Self>) -> YieldedCore {
+        self.yields.update(|count| count + 1);
+        YieldedCore(Rc::clone(self))
     }
 
     /// Wakes those whose time has come; how long it is to the next.
@@ -213,6 +222,9 @@ impl Driver {
     /// Watches the ring for a while after it was last active, if that is wanted. Returns whether
     /// there are completions.
     fn spin(&self, time: Option<Duration>) -> bool {
+        if self.reactor.yields.get() > 0 {
+            return false;
+        }
         let spin = self.reactor.busy_poll;
         let left = spin.saturating_sub(self.active.elapsed());
         if left.is_zero() {
@@ -231,6 +243,15 @@ impl Driver {
             }
         }
         true
+    }
+}
+
+/// While there is one, a shard with nothing to do sleeps at once, whatever `busy_poll` says.
+pub(super) struct YieldedCore(Rc<Reactor>);
+
+impl Drop for YieldedCore {
+    fn drop(&mut self) {
+        self.0.yields.update(|count| count - 1);
     }
 }
 

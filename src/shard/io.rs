@@ -166,7 +166,7 @@ impl Socket {
     /// Receives into memory that others map; returns how many bytes came, 0 at the end.
     pub(super) async fn receive_landing(&mut self, to: Landing) -> io::Result<usize> {
         self.flush().await?;
-        let done = self.reactor.ring().receive_landing(&self.fd, to, false).await;
+        let done = self.reactor.ring().receive_landing(&self.fd, to).await;
         self.is_drained = !done.has_more;
         done.result
     }

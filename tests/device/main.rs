@@ -191,23 +191,6 @@ fn wait_holds_work_until_the_other_device_has_signalled() {
 }
 
 #[test]
-fn work_that_was_put_off_begins_when_it_is_submitted() {
-    let Some(add) = object(ADD) else { return };
-    let rig = Rig::new();
-    let mut device = rig.open();
-    let program = load(&mut device, &add);
-    let (a, one) = (region(&mut device, &[0; 256]), region(&mut device, &[0; 256]));
-    read(&mut device, &one);
-    launch(&mut device, &program, &[&a, &one], &[5]);
-    device.submit();
-    // Nobody polls: that would submit too.
-    let bytes = device.host_bytes(whole(&a)).unwrap();
-    until("the kernel has run", || ints(bytes.slice())[63] == 5);
-    drop((device, program, a, one, bytes));
-    rig.finish();
-}
-
-#[test]
 fn linger_gives_up_on_a_kernel_that_takes_long() {
     let Some(forever) = object("void f(volatile int* p) { while (!*p) {} }") else { return };
     let rig = Rig::new();

@@ -87,7 +87,7 @@ impl Ring {
         let uring = set_up(limits)?;
         let features = uring.params();
         if !features.is_feature_skip_cqe_on_success() || !features.is_feature_ext_arg() {
-            return Err(io::Error::other("the kernel is too old, Linux 6.0 or later is needed"));
+            return Err(too_old());
         }
         let chunks = Chunks::register(&uring, limits.chunks, limits.chunk_bytes)?;
         let state =
@@ -129,16 +129,10 @@ impl Ring {
         unsafe { self.begin(socket, entry, Vec::new(), Keep::Filling(to)) }
     }
 
-    /// Receives into shared memory. `wait_all` asks for all of it, else for what is there.
-    pub(super) fn receive_landing(
-        self: &Rc<Self>,
-        socket: &Rc<OwnedFd>,
-        to: Landing,
-        wait_all: bool,
-    ) -> Op {
-        let entry = opcode::Recv::new(fd_of(socket), to.address(), length(to.bytes()))
-            .flags(if wait_all { libc::MSG_WAITALL } else { 0 })
-            .build();
+    /// Receives into shared memory.
+    pub(super) fn receive_landing(self: &Rc<Self>, socket: &Rc<OwnedFd>, to: Landing) -> Op {
+        let length = length(to.bytes());
+        let entry = opcode::Recv::new(fd_of(socket), to.address(), length).build();
         // SAFETY: a landing's memory is mapped and may be written as long as it lives.
         unsafe { self.begin(socket, entry, Vec::new(), Keep::Landing(to)) }
     }
@@ -283,12 +277,18 @@ fn set_up(limits: RingLimits) -> io::Result<IoUring> {
             .setup_taskrun_flag();
         builder
     };
-    match builder().setup_defer_taskrun().build(limits.submissions) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+    let is_unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+    let made = match builder().setup_defer_taskrun().build(limits.submissions) {
+        Err(error) if is_unknown(&error) => {
             builder().setup_coop_taskrun().build(limits.submissions)
         }
         made => made,
-    }
+    };
+    made.map_err(|error| if is_unknown(&error) { too_old() } else { error })
+}
+
+fn too_old() -> io::Error {
+    io::Error::other("this kernel's io_uring is too old: Linux 6.0 or later is needed")
 }
 
 impl State {

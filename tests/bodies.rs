@@ -1,0 +1,157 @@
+//! Bodies as they arrive at the whole server: in pieces of any size, more of them than there are
+//! buffers, and more bytes than there is memory.
+
+mod support;
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use support::Server;
+use support::client::{Client, body_of, request_of};
+
+/// Bytes that differ from place to place.
+fn pattern(bytes: usize, seed: u8) -> Vec<u8> {
+    (0..bytes).map(|i| u8::try_from((i * 7 + i / 256) % 251).unwrap() ^ seed).collect()
+}
+
+#[test]
+fn request_in_pieces_of_any_size_gives_the_same_reply() {
+    let server = Server::builder().arg("--shards").arg("1").start();
+    let mut client = Client::connect(server.address(), "a");
+    // Short and long blobs, and a text of several buffers.
+    let blobs = [pattern(5_000, 1), pattern(100_000, 2), pattern(20, 3)];
+    let sizes = blobs.iter().map(Vec::len);
+    let allocs: Vec<String> =
+        (1..).zip(sizes).map(|(n, size)| client.alloc(n, size as u64)).collect();
+    client.batch(&allocs, &[]).ok();
+    let copies: Vec<String> = (1..).zip(&blobs).map(|(n, blob)| client.copy_in(n, blob)).collect();
+    for repeats in [1, 400] {
+        let mut commands = vec![copies.clone(); repeats].concat();
+        commands.push(client.copy_out(2));
+        let blobs: Vec<&[u8]> = blobs.iter().map(Vec::as_slice).collect();
+        let body = body_of(&format!("[{}]", commands.join(", ")), &blobs);
+        let request = request_of(&body);
+        for piece in [97, 4_096, 16_384, 16_385, 70_001, request.len()] {
+            for part in request.chunks(piece) {
+                client.stream.write_all(part).unwrap();
+            }
+            assert_eq!(client.receive().ok(), blobs[1], "pieces of {piece}");
+        }
+        // Several at once, of which each begins where the one before it ends.
+        client.stream.write_all(&[&request[..], &request, &request].concat()).unwrap();
+        for _ in 0..3 {
+            assert_eq!(client.receive().ok(), blobs[1]);
+        }
+    }
+}
+
+#[test]
+fn more_waiting_batches_than_buffers_leave_room_for_the_one_they_wait_for() {
+    const WAITING: usize = 400;
+    let server = Server::builder().arg("--shards").arg("1").start();
+    let mut first = Client::connect(server.address(), "a");
+    first.batch(&[first.alloc(1, 16)], &[]).ok();
+    let session = first.session(0);
+    let mut waiting: Vec<Client> =
+        (0..WAITING).map(|_| Client::connect(server.address(), "a")).collect();
+    for (number, client) in waiting.iter_mut().enumerate() {
+        client.send(&[format!("Wait({session}, event={number})")], &[]);
+    }
+    // The one that ends the waits comes last, to a connection that was idle meanwhile.
+    let events: Vec<String> = (0..WAITING)
+        .map(|number| format!("Event({session}, event_{session}, event={number})"))
+        .collect();
+    first.batch(&events, &[]).ok();
+    for client in &mut waiting {
+        client.receive().ok();
+        client.batch(&[], &[]).ok();
+    }
+}
+
+/// The request of a client that copies blobs into buffers of its own.
+fn upload(client: &mut Client, blobs: &[Vec<u8>]) -> Vec<u8> {
+    let allocs: Vec<String> =
+        (1..).zip(blobs).map(|(n, blob)| client.alloc(n, blob.len() as u64)).collect();
+    client.batch(&allocs, &[]).ok();
+    let mut commands: Vec<String> =
+        (1..).zip(blobs).map(|(n, blob)| client.copy_in(n, blob)).collect();
+    commands.push(client.copy_out(1));
+    let blobs: Vec<&[u8]> = blobs.iter().map(Vec::as_slice).collect();
+    request_of(&body_of(&format!("[{}]", commands.join(", ")), &blobs))
+}
+
+#[test]
+fn upload_that_finds_no_staging_memory_waits_for_it() {
+    let server = Server::builder().arg("--shards=1").arg("--staging-memory=4M").start();
+    let mut first = Client::connect(server.address(), "first");
+    let mut second = Client::connect(server.address(), "second");
+    let (ours, theirs) = (vec![pattern(3 << 20, 1)], vec![pattern(2 << 20, 2)]);
+    let request = upload(&mut first, &ours);
+    let other = upload(&mut second, &theirs);
+    // The first holds three of four megabytes as soon as it has begun.
+    let (begin, rest) = request.split_at(1 << 20);
+    first.stream.write_all(begin).unwrap();
+    first_is_seen(&server);
+    std::thread::scope(|scope| {
+        let mut writer = second.stream.try_clone().unwrap();
+        // The server does not read what it has no room for, and this may not end before it does.
+        scope.spawn(move || writer.write_all(&other).unwrap());
+        first_is_seen(&server);
+        first.stream.write_all(rest).unwrap();
+        assert_eq!(first.receive().ok(), ours[0]);
+        assert_eq!(second.receive().ok(), theirs[0]);
+    });
+}
+
+/// Waits until the server has looked at what other connections have sent so far.
+fn first_is_seen(server: &Server) {
+    let mut probe = Client::connect(server.address(), "probe");
+    for _ in 0..3 {
+        probe.batch(&[], &[]).ok();
+    }
+}
+
+#[test]
+fn uploads_that_wait_for_each_others_memory_do_not_wait_for_ever() {
+    let server = Server::builder()
+        .arg("--shards=1")
+        .arg("--staging-memory=4M")
+        .arg("--staging-timeout=0.5")
+        .start();
+    let blobs = || vec![pattern(3 << 19, 1), pattern(3 << 19, 2)];
+    let mut clients = ["first", "second"].map(|name| Client::connect(server.address(), name));
+    let requests = clients.each_mut().map(|client| upload(client, &blobs()));
+    // Each has its first blob, for the second of either there is too little.
+    let begin = requests[0].len() - (3 << 19) - 1000;
+    for (client, request) in clients.iter_mut().zip(&requests) {
+        client.stream.write_all(&request[..begin]).unwrap();
+        first_is_seen(&server);
+    }
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for (client, request) in clients.iter().zip(&requests) {
+            let mut writer = client.stream.try_clone().unwrap();
+            // The one that is refused is not read to its end.
+            scope.spawn(move || drop(writer.write_all(&request[begin..])));
+        }
+        let mut replies = clients.map(|mut client| client.receive());
+        replies.sort_by_key(|reply| reply.status);
+        assert_eq!(replies[0].status, 200, "{}", replies[0].text());
+        assert_eq!(replies[1].status, 503, "{}", replies[1].text());
+        assert!(replies[1].text().contains("no staging memory came free"), "{}", replies[1].text());
+    });
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn upload_that_never_fits_is_refused_at_once() {
+    let server = Server::builder().arg("--staging-memory=4M").start();
+    let mut client = Client::connect(server.address(), "a");
+    let request = upload(&mut client, &[pattern(3 << 20, 1), pattern(3 << 20, 2)]);
+    // One that waits for memory which it holds itself would wait for ever.
+    let mut writer = client.stream.try_clone().unwrap();
+    std::thread::spawn(move || drop(writer.write_all(&request)));
+    let reply = client.receive();
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    assert!(reply.text().contains("no staging memory for"), "{}", reply.text());
+}
