@@ -35,6 +35,15 @@ pub fn spread() {
     }
 }
 
+/// Whether a thread of this process and one of its children can run at the same time.
+#[must_use]
+pub fn are_several() -> bool {
+    match ALLOWED.get() {
+        Some(set) => set.count() > 1,
+        None => std::thread::available_parallelism().is_ok_and(|count| count.get() > 1),
+    }
+}
+
 /// Reads a list of cores, such as `0,2-5`.
 ///
 /// # Errors

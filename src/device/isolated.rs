@@ -35,6 +35,7 @@ use super::{
     Launch, Point, Program, Region, Source, Span, Status,
 };
 use crate::config::DeviceLimits;
+use crate::cores;
 
 /// What all workers of a server have in common.
 #[derive(Clone, Debug)]
@@ -124,7 +125,7 @@ impl Isolated {
             graphs: Slots::default(),
             timers: Timers::default(),
             armed: None,
-            linger: Linger::default(),
+            linger: Linger { is_possible: cores::are_several(), ..Linger::default() },
             watchdog: Watchdog::new(config.kernel_time_max),
             lost: None,
             words: Vec::new(),
@@ -731,6 +732,8 @@ impl Timers {
 /// Whether lingering has paid of late.
 #[derive(Default)]
 struct Linger {
+    /// Nothing is done on the only core while somebody looks.
+    is_possible: bool,
     /// In vain, since the last that was not.
     failures: u32,
     /// Occasions to let pass.
@@ -741,7 +744,7 @@ impl Linger {
     fn is_worth_it(&mut self) -> bool {
         let now = self.passes_left == 0;
         self.passes_left = self.passes_left.saturating_sub(1);
-        now
+        now && self.is_possible
     }
 
     fn failed(&mut self) {

@@ -295,6 +295,9 @@ pub(super) struct Place {
 /// request after the other, and wakes it each time just after it went to sleep.
 #[derive(Debug)]
 pub(super) struct Patience {
+    short: Duration,
+    long: Duration,
+    /// One of the two.
     limit: Duration,
     /// Long looks in vain since the last that was not.
     failures: u32,
@@ -302,29 +305,34 @@ pub(super) struct Patience {
     sleeps_left: u32,
 }
 
-impl Default for Patience {
-    fn default() -> Self {
-        Patience { limit: DeviceLimits::WORKER_SPIN, failures: 0, sleeps_left: 0 }
-    }
-}
-
 impl Patience {
-    fn found(&mut self) {
-        self.failures = 0;
+    /// Where there is but one core, nothing comes while somebody looks.
+    pub(super) fn new(is_parallel: bool) -> Patience {
+        let (short, long) = (DeviceLimits::WORKER_SPIN, DeviceLimits::WORKER_SPIN_LONG);
+        let (short, long) = if is_parallel { (short, long) } else { (Duration::ZERO, short) };
+        Patience { short, long, limit: short, failures: 0, sleeps_left: 0 }
+    }
+
+    /// After a look that was not in vain.
+    fn found(&mut self, looked: Duration) {
+        if looked >= self.short {
+            self.failures = 0;
+        }
     }
 
     /// After a sleep: `idle` is the time from the last packet to the next.
     fn slept(&mut self, idle: Duration) {
         const FAILURES_MAX: u32 = 6;
-        if self.limit > DeviceLimits::WORKER_SPIN {
-            self.limit = DeviceLimits::WORKER_SPIN;
+        if self.limit > self.short {
+            self.limit = self.short;
             self.failures = FAILURES_MAX.min(self.failures + 1);
             self.sleeps_left = 1 << self.failures;
         } else if self.sleeps_left > 0 {
             self.sleeps_left -= 1;
-        } else if idle < 2 * DeviceLimits::WORKER_SPIN_LONG {
-            // Without the wake-up it would have been less.
-            self.limit = DeviceLimits::WORKER_SPIN_LONG;
+        } else if idle < 4 * self.long {
+            // It would have been far less without wake-ups: the worker's, and the server's, which
+            // does not linger for a worker that sleeps.
+            self.limit = self.long;
         }
     }
 }
@@ -367,18 +375,19 @@ impl Ring {
         let header = self.header();
         let is_empty = || header.tail.0.load(Ordering::Acquire) == place.head;
         let start = Instant::now();
+        let mut looked = Duration::ZERO;
         loop {
             for _ in 0..64 {
                 if !is_empty() {
-                    return patience.found();
+                    return patience.found(looked);
                 }
                 std::hint::spin_loop();
             }
-            let looked = start.elapsed();
+            looked = start.elapsed();
             if looked >= patience.limit {
                 break;
             }
-            if looked >= DeviceLimits::WORKER_SPIN {
+            if looked >= patience.short {
                 rustix::thread::sched_yield();
             }
         }
@@ -494,12 +503,12 @@ mod tests {
     #[test]
     fn worker_looks_longer_only_where_packets_come_soon() {
         let (short, long) = (DeviceLimits::WORKER_SPIN, DeviceLimits::WORKER_SPIN_LONG);
-        let mut patience = Patience::default();
+        let mut patience = Patience::new(true);
         patience.slept(Duration::from_secs(1));
         assert_eq!(patience.limit, short);
         patience.slept(long);
         assert_eq!(patience.limit, long);
-        patience.found();
+        patience.found(long);
         assert_eq!(patience.limit, long);
         // Each failure makes it try again later.
         let mut sleeps = [0; 3];
@@ -508,6 +517,7 @@ mod tests {
             assert_eq!(patience.limit, short);
             while patience.limit == short {
                 *count += 1;
+                patience.found(Duration::ZERO);
                 patience.slept(long);
             }
         }
@@ -540,7 +550,7 @@ mod tests {
         let mut producer = Producer::new(ring);
         let worker = std::thread::spawn(move || {
             let ring = Ring::open(&fd).unwrap();
-            let (mut place, mut patience) = (Place::default(), Patience::default());
+            let (mut place, mut patience) = (Place::default(), Patience::new(false));
             while place.completed < 10_000 {
                 while ring.next(&place).is_some() {
                     assert!(!ring.finish(&mut place, 1));

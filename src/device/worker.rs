@@ -28,6 +28,7 @@ use super::sandbox;
 use super::shared::{Mapping, to_u64, to_usize};
 use super::timeline::{PAGE_BYTES, Words};
 use crate::config::DeviceLimits;
+use crate::cores;
 
 /// Why a worker ends by itself. The number is its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,7 @@ pub fn main() -> ! {
 struct Worker {
     socket: BorrowedFd<'static>,
     ring: Ring,
+    patience: Patience,
     clock: Clock,
     memory: Memory,
     programs: Vec<Option<Rc<Kernel>>>,
@@ -85,16 +87,16 @@ impl Worker {
         let clock = Clock { page: page.map_err(|_| Failure::Import)?, signals: 0 };
         let queue = Ring::open(&ring).map_err(|_| Failure::Import)?;
         drop((ring, timeline));
+        let patience = Patience::new(cores::are_several());
         close_inherited()?;
         sandbox::enter(parent).map_err(|_| Failure::Sandbox)?;
         let memory = Memory { segments: Vec::new() };
         let (programs, graphs, args) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Worker { socket, ring: queue, clock, memory, programs, graphs, args })
+        Ok(Worker { socket, ring: queue, patience, clock, memory, programs, graphs, args })
     }
 
     fn run(mut self) -> Failure {
         let mut place = Place::default();
-        let mut patience = Patience::default();
         loop {
             while let Some(words) = self.ring.next(&place) {
                 let len = words.len();
@@ -108,7 +110,7 @@ impl Worker {
                     self.ring_doorbell();
                 }
             }
-            self.ring.sleep(&place, &mut patience);
+            self.ring.sleep(&place, &mut self.patience);
         }
     }
 

@@ -56,7 +56,9 @@ impl Scan {
         limits: &HttpLimits,
     ) -> Result<Option<(&'a [u8], usize)>, Reason> {
         debug_assert!(self.read <= input.len(), "the caller keeps what was not consumed");
-        while let Some(&byte) = input.get(self.read) {
+        loop {
+            self.skip_field_text(input, limits);
+            let Some(&byte) = input.get(self.read) else { break };
             self.read += 1;
             match byte {
                 b'\n' if self.after_return => {
@@ -76,6 +78,17 @@ impl Scan {
             }
         }
         Ok(None)
+    }
+
+    /// Reads over bytes of a field line that mean nothing to the scan, which nearly all do.
+    fn skip_field_text(&mut self, input: &[u8], limits: &HttpLimits) {
+        if !self.has_request_line || self.after_return {
+            return;
+        }
+        // The last byte that the limit allows is looked at on its own, so that it is refused there.
+        let end = input.len().min(limits.head_bytes_max.saturating_sub(1));
+        let rest = input.get(self.read..end).unwrap_or_default();
+        self.read += rest.iter().take_while(|&&byte| is_text_byte(byte)).count();
     }
 
     /// Checks what a byte of the request line can be by its place, so that a client that speaks

@@ -212,7 +212,8 @@ fn buffers_come_back_however_a_receive_ends() {
                     .await;
             }
             if round % 4 == 1 {
-                // Dropped when its outcome may be here already.
+                // Dropped with its outcome, which is lost.
+                peer.write_all(b"lost").unwrap();
                 let mut receive = Box::pin(socket.receive());
                 std::future::poll_fn(|cx| {
                     assert!(receive.as_mut().poll(cx).is_pending());
@@ -263,6 +264,18 @@ fn reply_to_a_peer_that_is_gone_ends_the_receive_behind_it() {
         socket.cork(b"reply".to_vec());
         assert!(socket.receive().await.is_err());
     });
+}
+
+#[test]
+fn reply_that_goes_out_in_part_is_not_taken_for_a_receive() {
+    let (mut peer, socket) = connection();
+    let leaving = std::thread::spawn(move || peer.read_exact(&mut [0]).unwrap());
+    run(RingLimits::default(), "the receive never ended", |reactor| async move {
+        let mut socket = Socket::new(&reactor, socket.into(), false);
+        socket.cork(vec![1; 64 << 20]);
+        assert!(socket.receive().await.is_err());
+    });
+    leaving.join().unwrap();
 }
 
 #[test]
