@@ -16,13 +16,12 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use mimalloc::MiMalloc;
-use outboard::config::WireLimits;
 use outboard::cores;
-use outboard::wire::{Tape, parse_batch_with};
 use serde_json::json;
 use support::corpus::Recorded;
 use support::loopback::{self, Awake, Client, Result};
 use support::null::{Bench, parse, parse_with, replayable};
+use support::parser;
 use support::spelling::{Session, batch};
 
 /// Mimalloc and the C library, alternately.
@@ -119,10 +118,10 @@ fn work(args: &Args) -> Result<Values> {
 /// The parser and the engine, on this thread.
 fn in_process(rows: &mut Rows<'_>) -> Result<()> {
     let session = Session::new(0, 7);
-    let (limits, mut tape) = (WireLimits::default(), Tape::new());
+    let mut parser = parser::Parser::default();
     let exec = batch(&vec![session.exec(false); 1_000]);
     rows.measure("parse/program_exec ns/command", 1_000, || {
-        parse_batch_with(&mut tape, exec.as_bytes(), &limits)?;
+        parser.parse(&exec);
         Ok(())
     })?;
     let graph = batch(&[session.graph(1, 100), session.graph_free(1)]);

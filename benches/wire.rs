@@ -10,10 +10,9 @@ use std::hint::black_box;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
-use outboard::config::WireLimits;
 use outboard::wire::reply::{RemoteException, RemoteProperties, Renderer, Seconds};
-use outboard::wire::{Tape, parse_batch_with};
 use support::corpus;
+use support::parser::Parser;
 use support::spelling::{Session, batch};
 use support::wall::{self, measure};
 
@@ -21,11 +20,9 @@ use support::wall::{self, measure};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn parse_text(group: &mut BenchmarkGroup<'_, WallTime>, shape: &str, commands: usize, text: &str) {
-    let limits = WireLimits::default();
-    let mut tape = Tape::new();
+    let mut parser = Parser::default();
     measure(group, shape, commands, text.len(), || {
-        let requests = parse_batch_with(&mut tape, black_box(text).as_bytes(), &limits);
-        assert_eq!(requests.expect("the client could have sent it").len(), commands);
+        assert_eq!(parser.parse(black_box(text)), commands);
     });
 }
 
@@ -61,17 +58,15 @@ fn parse(criterion: &mut Criterion) {
 /// All batches of a recording, one after the other.
 fn recorded(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("wire/parse_recorded");
-    let limits = WireLimits::default();
     for name in corpus::MIXED {
         let batches = corpus::load(name);
         let commands = batches.iter().map(corpus::Recorded::commands).sum();
         let bytes = batches.iter().map(|batch| batch.text.len()).sum();
-        let mut tape = Tape::new();
+        let mut parser = Parser::default();
         measure(&mut group, name, commands, bytes, || {
             let mut count = 0;
             for batch in &batches {
-                let requests = parse_batch_with(&mut tape, batch.text.as_bytes(), &limits);
-                count += requests.expect("the client has sent it").len();
+                count += parser.parse(&batch.text);
             }
             assert_eq!(count, commands);
         });

@@ -156,7 +156,7 @@ pub struct ShardLimits {
     pub drain_time_max: Duration,
     /// Time for the whole head of a request, from its first byte.
     pub head_time_max: Duration,
-    /// Bytes taken from or given to one socket before others get their turn. At some GB/s this is
+    /// Bytes taken from one socket before others get their turn. At some GB/s this is
     /// about 100 microseconds.
     pub io_slice_bytes: usize,
     /// Idle seconds before TCP asks whether the peer is alive. A connection that owns sessions is
@@ -168,6 +168,10 @@ pub struct ShardLimits {
     /// Replies up to here are copied behind their heads and go out with the next receive. A copy of
     /// so much costs less than an entry into the kernel does.
     pub reply_copied_bytes_max: usize,
+    /// Bytes of one operation that sends. It copies what the socket's buffer has room for and waits
+    /// for more, so others have their turn in between whatever its size; with small ones the socket
+    /// runs dry at the end of each.
+    pub send_piece_bytes: usize,
     /// How long a body waits for staging memory, with its socket unread, before it is refused. The
     /// one that has waited longest waits twice as long, so that of two that wait for each other one
     /// gets on. Together less than a client's patience (300 s).
@@ -176,8 +180,9 @@ pub struct ShardLimits {
     /// looked at while nothing is under way.
     pub tick: Duration,
     /// Pieces of a reply from here on are sent from where they are, without a copy, on all ways but
-    /// loopback, which copies in the end. Pinning pages and the second completion cost more than
-    /// copying less than this (the kernel's own figures; about 10 KiB with pinned pages).
+    /// loopback, which copies in the end. Pinning pages and the second completion have a price: the
+    /// kernel's own account (`Documentation/networking/msg_zerocopy.rst`) sees a gain from about
+    /// 10 KB on. Not measured on a network interface; three times that is to be on the safe side.
     pub zero_copy_bytes_min: usize,
 }
 
@@ -192,6 +197,7 @@ impl Default for ShardLimits {
             keepalive_idle: Duration::from_secs(30),
             private_blob_bytes_max: 16 << 10,
             reply_copied_bytes_max: 16 << 10,
+            send_piece_bytes: 4 << 20,
             staging_wait_max: Duration::from_secs(30),
             tick: Duration::from_millis(100),
             zero_copy_bytes_min: 32 << 10,
@@ -203,7 +209,7 @@ impl Default for ShardLimits {
 #[derive(Clone, Copy, Debug)]
 pub struct RingLimits {
     /// How long a shard watches its ring after it was last active before it sleeps. Being woken
-    /// costs a client some 30 to 80 microseconds, watching costs the core.
+    /// costs a client some tens of microseconds on a virtual machine, watching costs the core.
     pub busy_poll: Duration,
     /// Buffers that wait for bytes to arrive, for all connections of a shard. A connection has one
     /// only while a request of its is under way; where none is left, memory is allocated instead.

@@ -1,14 +1,14 @@
 //! What is counted. Each case runs once before it is counted, so that memory which is kept from one
 //! batch to the next is there already.
 
-use outboard::config::{HttpLimits, WireLimits};
+use outboard::config::HttpLimits;
 use outboard::engine::Batch;
 use outboard::http::{Connection, Event, Status};
-use outboard::wire::{Tape, parse_batch_with};
 
 use crate::count::ALLOCATIONS;
 use crate::support::corpus;
 use crate::support::null::{Bench, parse, parse_with, replayable};
+use crate::support::parser::Parser;
 use crate::support::spelling::{Session, batch};
 use crate::{Result, outboard_measured};
 
@@ -85,20 +85,16 @@ fn twice(work: &mut Running<'_>, count: &mut Counter<'_>) {
 }
 
 fn parse_text(text: &str, count: &mut Counter<'_>) {
-    let (limits, mut tape) = (WireLimits::default(), Tape::new());
-    let mut work = || {
-        let requests = parse_batch_with(&mut tape, text.as_bytes(), &limits);
-        assert!(requests.is_ok_and(|requests| !requests.is_empty()));
-    };
-    twice(&mut work, count);
+    let mut parser = Parser::default();
+    twice(&mut || assert!(parser.parse(text) > 0), count);
 }
 
 fn parse_recorded(name: &str, count: &mut Counter<'_>) {
-    let (limits, mut tape) = (WireLimits::default(), Tape::new());
+    let mut parser = Parser::default();
     let batches = corpus::load(name);
     let mut work = || {
         for batch in &batches {
-            assert!(parse_batch_with(&mut tape, batch.text.as_bytes(), &limits).is_ok());
+            parser.parse(&batch.text);
         }
     };
     twice(&mut work, count);

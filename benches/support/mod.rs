@@ -8,5 +8,6 @@
 pub(crate) mod corpus;
 pub(crate) mod loopback;
 pub(crate) mod null;
+pub(crate) mod parser;
 pub(crate) mod spelling;
 pub(crate) mod wall;

@@ -39,8 +39,8 @@ pub(crate) fn requests(client: &mut Client) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>
 /// One large copy in each direction, into a buffer that has its pages already and into a new one.
 pub(crate) fn measure(client: &mut Client, setting: &Setting, results: &mut Results) -> Result<()> {
     let (fill, read, pattern) = requests(client)?;
-    // The first copy finds no pages at all. A server may use two pieces of memory in turn: both have
-    // their pages after the second.
+    // The first copy finds no pages at all. A server may use two pieces of memory in turn: both
+    // have their pages after the second.
     let began = Instant::now();
     client.request(&fill)?;
     let mut first = vec![began.elapsed().as_secs_f64()];

@@ -242,7 +242,7 @@ impl Connection {
         let output = Rc::new(output);
         let mut start = 0;
         while start < length {
-            let end = start.saturating_add(limits.io_slice_bytes).min(length);
+            let end = start.saturating_add(limits.send_piece_bytes).min(length);
             self.socket.send_output(&output, start..end, limits.zero_copy_bytes_min).await?;
             start = end;
         }
