@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use super::backoff::Backoff;
 use super::cpu;
 use super::imports::{self, Imports};
 use super::packet::{self, Address, Packet, Step, VARIABLE, int_word};
@@ -69,7 +70,9 @@ pub struct Isolated {
     timers: Timers,
     /// The packet for which the doorbell was asked.
     armed: Option<u64>,
-    linger: Linger,
+    /// Nothing is done on the only core while somebody looks.
+    can_linger: bool,
+    lingering: Backoff,
     watchdog: Watchdog,
     lost: Option<DeviceError>,
     words: Vec<u64>,
@@ -125,7 +128,8 @@ impl Isolated {
             graphs: Slots::default(),
             timers: Timers::default(),
             armed: None,
-            linger: Linger { is_possible: cores::are_several(), ..Linger::default() },
+            can_linger: cores::are_several(),
+            lingering: Backoff::default(),
             watchdog: Watchdog::new(config.kernel_time_max),
             lost: None,
             words: Vec::new(),
@@ -593,17 +597,17 @@ impl Device for Isolated {
         if self.lost.is_some() || is_there(&mut self.ring) || self.ring.is_waking() {
             return;
         }
-        if !self.linger.is_worth_it() {
+        if !self.can_linger || !self.lingering.is_due() {
             return;
         }
         let start = Instant::now();
         while !is_there(&mut self.ring) {
             if start.elapsed() >= DeviceLimits::LINGER {
-                return self.linger.failed();
+                return self.lingering.failed();
             }
             (0..16).for_each(|_| std::hint::spin_loop());
         }
-        self.linger.succeeded();
+        self.lingering.succeeded();
     }
 
     fn arm(&mut self, fence: Fence) {
@@ -726,35 +730,6 @@ impl Timers {
     fn take(&mut self, fence: Fence) -> Option<u32> {
         let at = self.running.iter().position(|(running, _)| *running == fence)?;
         self.running.remove(at).map(|(_, timer)| timer)
-    }
-}
-
-/// Whether lingering has paid of late.
-#[derive(Default)]
-struct Linger {
-    /// Nothing is done on the only core while somebody looks.
-    is_possible: bool,
-    /// In vain, since the last that was not.
-    failures: u32,
-    /// Occasions to let pass.
-    passes_left: u32,
-}
-
-impl Linger {
-    fn is_worth_it(&mut self) -> bool {
-        let now = self.passes_left == 0;
-        self.passes_left = self.passes_left.saturating_sub(1);
-        now && self.is_possible
-    }
-
-    fn failed(&mut self) {
-        const FAILURES_MAX: u32 = 6;
-        self.failures = FAILURES_MAX.min(self.failures + 1);
-        self.passes_left = 1 << self.failures;
-    }
-
-    fn succeeded(&mut self) {
-        self.failures = 0;
     }
 }
 

@@ -12,10 +12,12 @@
 //! [`Region`], [`Program`] or [`Graph`] takes effect after the work that is already in the queue.
 //!
 //! Reading order: this file; memory: `budget`, `segment`, `shared` (what two processes see), `slot`
-//! (what dies with a drop), `timeline` (what devices wait for); the queue: `packet`, `ring`; the
-//! server's side: `isolated`, `imports`, `process`, `platform`; the worker's: `worker`, `sandbox`,
-//! `replay`, `cpu` (loading and calling kernels). `null` stands in for all of it in tests.
+//! (what dies with a drop), `timeline` (what devices wait for); the queue: `packet`, `ring`,
+//! `backoff`; the server's side: `isolated`, `imports`, `process`, `platform`; the worker's:
+//! `worker`, `sandbox`, `replay`, `cpu` (loading and calling kernels). `null` stands in for all of
+//! it in tests.
 
+mod backoff;
 mod budget;
 pub mod cpu;
 mod imports;

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
 
+use super::backoff::Backoff;
 use super::packet;
 use super::shared::{create_sealed, to_u64, to_usize};
 use crate::config::DeviceLimits;
@@ -299,10 +300,8 @@ pub(super) struct Patience {
     long: Duration,
     /// One of the two.
     limit: Duration,
-    /// Long looks in vain since the last that was not.
-    failures: u32,
-    /// Sleeps until a long look is tried again.
-    sleeps_left: u32,
+    /// Of long looks; each sleep is an occasion.
+    backoff: Backoff,
 }
 
 impl Patience {
@@ -310,26 +309,22 @@ impl Patience {
     pub(super) fn new(is_parallel: bool) -> Patience {
         let (short, long) = (DeviceLimits::WORKER_SPIN, DeviceLimits::WORKER_SPIN_LONG);
         let (short, long) = if is_parallel { (short, long) } else { (Duration::ZERO, short) };
-        Patience { short, long, limit: short, failures: 0, sleeps_left: 0 }
+        Patience { short, long, limit: short, backoff: Backoff::default() }
     }
 
     /// After a look that was not in vain.
     fn found(&mut self, looked: Duration) {
         if looked >= self.short {
-            self.failures = 0;
+            self.backoff.succeeded();
         }
     }
 
     /// After a sleep: `idle` is the time from the last packet to the next.
     fn slept(&mut self, idle: Duration) {
-        const FAILURES_MAX: u32 = 6;
         if self.limit > self.short {
             self.limit = self.short;
-            self.failures = FAILURES_MAX.min(self.failures + 1);
-            self.sleeps_left = 1 << self.failures;
-        } else if self.sleeps_left > 0 {
-            self.sleeps_left -= 1;
-        } else if idle < 4 * self.long {
+            self.backoff.failed();
+        } else if self.backoff.is_due() && idle < 4 * self.long {
             // It would have been far less without wake-ups: the worker's, and the server's, which
             // does not linger for a worker that sleeps.
             self.limit = self.long;
