@@ -161,8 +161,9 @@ impl Shard {
         if let Some((digest, bytes)) = blob {
             blobs.insert(digest, Blob::Private(bytes.into()));
         }
-        let mut batch = Batch::parse(text.as_bytes(), blobs, Owner::Shard, &self.config.wire)
-            .map_err(|error| error.to_string())?;
+        let parsed =
+            self.engine.borrow_mut().parse(text.as_bytes(), blobs, Owner::Shard, &self.config.wire);
+        let mut batch = parsed.map_err(|error| error.to_string())?;
         match self.run(&Cancel::default(), &mut batch).await {
             Ok(reply) => batch.outcome(&reply),
             Err(Gone) => Err("the command was abandoned".to_owned()),

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::task::{Poll, Waker};
@@ -53,6 +54,15 @@ fn connection() -> (TcpStream, TcpStream) {
     let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     near.set_read_timeout(Some(LIMIT)).unwrap();
     (near, listener.accept().unwrap().0)
+}
+
+/// Has an operation begin, which cannot be over yet.
+async fn begin<F: Future>(mut operation: Pin<&mut F>) {
+    std::future::poll_fn(|cx| {
+        assert!(operation.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
 }
 
 /// Waits until `condition` holds, letting other tasks run.
@@ -215,11 +225,7 @@ fn buffers_come_back_however_a_receive_ends() {
                 // Dropped with its outcome, which is lost.
                 peer.write_all(b"lost").unwrap();
                 let mut receive = Box::pin(socket.receive());
-                std::future::poll_fn(|cx| {
-                    assert!(receive.as_mut().poll(cx).is_pending());
-                    Poll::Ready(())
-                })
-                .await;
+                begin(receive.as_mut()).await;
                 reactor.turn().await;
                 drop(receive);
             }
@@ -320,11 +326,7 @@ fn memory_of_a_dropped_receive_is_kept_until_the_kernel_is_done() {
         let mut socket = Socket::new(&reactor, socket.into(), false);
         let range = heap.alloc(4096).unwrap();
         let mut receive = Box::pin(socket.receive_landing(range.landing(0..4096)));
-        std::future::poll_fn(|cx| {
-            assert!(receive.as_mut().poll(cx).is_pending());
-            Poll::Ready(())
-        })
-        .await;
+        begin(receive.as_mut()).await;
         reactor.turn().await;
         drop(range);
         drop(receive);
