@@ -36,6 +36,30 @@ pub(crate) fn requests(client: &mut Client) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>
     Ok((fill, read, pattern))
 }
 
+/// Fills a buffer and reads it back, again and again: the seconds of each copy in, and out.
+pub(crate) fn there_and_back(
+    client: &mut Client,
+    setting: &Setting,
+    fill: &[u8],
+    read: &[u8],
+    expected: &[u8],
+) -> Result<(Vec<f64>, Vec<f64>)> {
+    let mut outward = Vec::new();
+    let inward = repeated(setting.counts, || {
+        let began = Instant::now();
+        client.request(fill)?;
+        let inward = began.elapsed();
+        let began = Instant::now();
+        let reply = client.request(read)?;
+        outward.push(began.elapsed().as_secs_f64());
+        if reply != expected {
+            return Err("the bytes that came back are not those that were sent".into());
+        }
+        Ok(inward)
+    })?;
+    Ok((inward, outward))
+}
+
 /// One large copy in each direction, into a buffer that has its pages already and into a new one.
 pub(crate) fn measure(client: &mut Client, setting: &Setting, results: &mut Results) -> Result<()> {
     let (fill, read, pattern) = requests(client)?;
@@ -45,19 +69,7 @@ pub(crate) fn measure(client: &mut Client, setting: &Setting, results: &mut Resu
     client.request(&fill)?;
     let mut first = vec![began.elapsed().as_secs_f64()];
     client.request(&fill)?;
-    let mut outward = Vec::new();
-    let mut inward = repeated(setting.counts, || {
-        let began = Instant::now();
-        client.request(&fill)?;
-        let inward = began.elapsed();
-        let began = Instant::now();
-        let reply = client.request(&read)?;
-        outward.push(began.elapsed().as_secs_f64());
-        if reply != pattern {
-            return Err("the bytes that came back are not those that were sent".into());
-        }
-        Ok(inward)
-    })?;
+    let (mut inward, mut outward) = there_and_back(client, setting, &fill, &read, &pattern)?;
     let session = client.session.clone();
     let text =
         [client::buffer_free(&session, BUFFER), client::buffer_alloc(&session, BUFFER, BULK_BYTES)];

@@ -5,9 +5,9 @@ use std::time::Instant;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use crate::bulk::MIB;
+use crate::bulk::{MIB, there_and_back};
 use crate::client::{self, Client, expect_int, list};
-use crate::server::{launch_batch, round_trips};
+use crate::server::{launch_batch, round_trips, time_launches};
 use crate::{Counts, Result, Results, Setting, median, process, repeated};
 
 /// Commands in one batch while buffers are made.
@@ -48,11 +48,7 @@ fn batches(client: &mut Client, hash: &str, setting: &Setting, up_to: usize) -> 
     for count in [1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000].into_iter().filter(|n| *n <= up_to)
     {
         let request = launch_batch(client, &session, hash, count);
-        let mut times = repeated(setting.counts, || {
-            let began = Instant::now();
-            expect_int(client.request(&request)?, 42)?;
-            Ok(began.elapsed())
-        })?;
+        let mut times = time_launches(client, setting, &request)?;
         let mut point = point(count);
         let whole = median(&mut times) * 1e6;
         point.insert("batch_us".into(), json!(whole));
@@ -78,19 +74,7 @@ fn blobs(client: &mut Client, setting: &Setting, up_to: usize) -> Result<Vec<Val
         let fill = client.batch_with(&data, &list(&text));
         let read = client.batch(&list(&[client::copy_out(&session, number)]));
         client.request(&fill)?;
-        let mut outward = Vec::new();
-        let mut inward = repeated(setting.counts, || {
-            let began = Instant::now();
-            client.request(&fill)?;
-            let inward = began.elapsed();
-            let began = Instant::now();
-            let reply = client.request(&read)?;
-            outward.push(began.elapsed().as_secs_f64());
-            match reply == bytes_sent {
-                true => Ok(inward),
-                false => Err("the bytes that came back are not those that were sent".into()),
-            }
-        })?;
+        let (mut inward, mut outward) = there_and_back(client, setting, &fill, &read, &bytes_sent)?;
         let mut point = point(bytes);
         for (name, times) in [("in", &mut inward), ("out", &mut outward)] {
             let seconds = median(times);

@@ -119,6 +119,19 @@ pub(crate) fn launch_batch(
     client.batch(&list(&text))
 }
 
+/// Sends what [`launch_batch`] made again and again; the seconds of each.
+pub(crate) fn time_launches(
+    client: &mut Client,
+    setting: &Setting,
+    request: &[u8],
+) -> crate::Result<Vec<f64>> {
+    repeated(setting.counts, || {
+        let began = Instant::now();
+        expect_int(client.request(request)?, 42)?;
+        Ok(began.elapsed())
+    })
+}
+
 fn launches(
     client: &mut Client,
     hash: &str,
@@ -127,11 +140,7 @@ fn launches(
 ) -> crate::Result<()> {
     let session = client.session.clone();
     let request = launch_batch(client, &session, hash, LAUNCHES);
-    let mut times = repeated(setting.counts, || {
-        let began = Instant::now();
-        expect_int(client.request(&request)?, 42)?;
-        Ok(began.elapsed())
-    })?;
+    let mut times = time_launches(client, setting, &request)?;
     let each = median(&mut times) * 1e6 / LAUNCHES as f64;
     results.insert("launch_in_batch_us".into(), json!(each));
     Ok(())
