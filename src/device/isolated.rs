@@ -32,8 +32,8 @@ use super::slot::{Dead, Graveyard, Slot, Slots};
 use super::timeline::Timeline;
 use super::worker::Failure;
 use super::{
-    Device, DeviceError, Fence, Graph, GraphBuffer, GraphInt, GraphRun, GraphStep, HostBytes,
-    Launch, Point, Program, Region, Source, Span, Status,
+    Code, Device, DeviceError, Fence, Graph, GraphBuffer, GraphInt, GraphRun, GraphStep, HostBytes,
+    Launch, Memory, Point, Program, Recording, Region, Source, Span, Status,
 };
 use crate::config::DeviceLimits;
 use crate::cores;
@@ -262,12 +262,16 @@ impl Isolated {
 
     /// The address of a part of this device's memory, or of another's to be read.
     fn any(&mut self, span: &Span<'_>) -> Result<Address, DeviceError> {
-        self.address(span.region.0.block(), span.offset)
+        self.address(span.region.shared()?.block(), span.offset)
     }
 
     /// The address of a part of this device's own memory.
     fn own(&mut self, span: &Span<'_>) -> Result<Address, DeviceError> {
-        if self.heap.owns(span.region.0.block()) { self.any(span) } else { Err(foreign("buffer")) }
+        if self.heap.owns(span.region.shared()?.block()) {
+            self.any(span)
+        } else {
+            Err(foreign("buffer"))
+        }
     }
 
     /// The worker's kernels take only so many.
@@ -386,7 +390,7 @@ impl Device for Isolated {
 
     fn alloc(&mut self, bytes: u64) -> Result<Region, DeviceError> {
         self.ready()?;
-        self.heap.alloc(bytes).map(Region)
+        self.heap.alloc(bytes).map(|range| Region(Memory::Shared(range)))
     }
 
     fn copy_in(&mut self, to: Span<'_>, from: Source<'_>) -> Result<Fence, DeviceError> {
@@ -413,7 +417,7 @@ impl Device for Isolated {
 
     fn adopt(&mut self, region: &Region, staged: &Range) -> Option<Region> {
         self.ready().ok()?;
-        let adopted = self.heap.adopt(region.0.block(), staged)?;
+        let adopted = self.heap.adopt(region.shared().ok()?.block(), staged)?;
         // The worker may have it as the source of an earlier copy. It is mapped anew when it is
         // named next. Where the queue has no room for the word the worker is lost anyway.
         let segment = adopted.block().segment().id();
@@ -423,7 +427,7 @@ impl Device for Isolated {
         {
             self.lose(error);
         }
-        Some(Region(adopted))
+        Some(Region(Memory::Shared(adopted)))
     }
 
     fn copy(&mut self, to: Span<'_>, from: Span<'_>) -> Result<Fence, DeviceError> {
@@ -434,12 +438,10 @@ impl Device for Isolated {
         self.enqueue(&Packet::Copy { to: at, from, bytes }, copy_units(bytes))
     }
 
-    fn host_bytes(&self, of: Span<'_>) -> Result<HostBytes, DeviceError> {
-        if let Some(lost) = &self.lost {
-            return Err(lost.clone());
-        }
-        let block = Rc::clone(of.region.0.block());
-        Ok(HostBytes { block, offset: of.offset, bytes: of.bytes })
+    fn read(&mut self, of: Span<'_>) -> Result<(Fence, HostBytes), DeviceError> {
+        self.ready()?;
+        let memory = Rc::clone(of.region.shared()?.block());
+        Ok((self.last(), HostBytes { memory, offset: of.offset, bytes: of.bytes }))
     }
 
     fn load(&mut self, binary: &[u8]) -> Result<Program, DeviceError> {
@@ -455,7 +457,7 @@ impl Device for Isolated {
             Ok(fence) => {
                 self.hold(fence, &status);
                 let state = ProgramState { status };
-                Ok(Program(Slot::new(program, Dead::Program, &self.grave, state)))
+                Ok(Program(Code::Slot(Slot::new(program, Dead::Program, &self.grave, state))))
             }
             Err(error) => {
                 self.programs.give(program);
@@ -465,8 +467,9 @@ impl Device for Isolated {
     }
 
     fn loaded(&mut self, program: &Program) -> Result<(), DeviceError> {
-        self.check(&program.0, "program")?;
-        let (state, message) = program.0.state.status.slice().split_at(8);
+        let slot = program.slot()?;
+        self.check(slot, "program")?;
+        let (state, message) = slot.state.status.slice().split_at(8);
         let word = u64::from_ne_bytes(state.try_into().expect("split at 8"));
         match (word & u64::from(u32::MAX), usize::try_from(word >> 32)) {
             (1, _) => Ok(()),
@@ -483,7 +486,8 @@ impl Device for Isolated {
 
     fn launch(&mut self, launch: &Launch<'_>) -> Result<Fence, DeviceError> {
         self.ready()?;
-        self.check(&launch.program.0, "program")?;
+        let slot = launch.program.slot()?;
+        self.check(slot, "program")?;
         Self::check_count(launch.buffers.len(), launch.values.len())?;
         let mut args = std::mem::take(&mut self.args);
         args.clear();
@@ -492,7 +496,7 @@ impl Device for Isolated {
         }
         args.extend(launch.values.iter().copied().map(int_word));
         let (buffers, values) = args.split_at(launch.buffers.len());
-        let program = launch.program.0.index();
+        let program = slot.index();
         let timer = launch.timed.then(|| self.timers.next());
         let fence = match packet::launch_head(program, timer, buffers, values) {
             head if size_of_val(&head) + size_of_val(&*args) <= DeviceLimits::PACKET_BYTES_MAX => {
@@ -515,7 +519,7 @@ impl Device for Isolated {
         }
         let graph = self.graphs.take();
         match self.enqueue(&Packet::GraphBuild { graph, steps: &words }, 0) {
-            Ok(_) => Ok(Graph(Slot::new(graph, Dead::Graph, &self.grave, shape))),
+            Ok(_) => Ok(Graph(Recording::Slot(Slot::new(graph, Dead::Graph, &self.grave, shape)))),
             Err(error) => {
                 self.graphs.give(graph);
                 Err(error)
@@ -525,7 +529,8 @@ impl Device for Isolated {
 
     fn run_graph(&mut self, graph: &Graph, run: &GraphRun<'_>) -> Result<Fence, DeviceError> {
         self.ready()?;
-        self.check(&graph.0, "graph")?;
+        let slot = graph.slot()?;
+        self.check(slot, "graph")?;
         let mut args = std::mem::take(&mut self.args);
         args.clear();
         for input in run.inputs {
@@ -537,7 +542,7 @@ impl Device for Isolated {
         }
         let (inputs, rest) = args.split_at(run.inputs.len());
         let (ints, peers) = rest.split_at(run.ints.len());
-        let (index, shape) = (graph.0.index(), graph.0.state);
+        let (index, shape) = (slot.index(), slot.state);
         let fence = self.enqueue_timed(run.timed, shape.units, |timer| Packet::GraphRun {
             graph: index,
             timer,
@@ -642,7 +647,8 @@ impl Isolated {
                 shape.units += copy_units(*bytes);
             }
             GraphStep::Launch { program, buffers, values, .. } => {
-                self.check(&program.0, "program")?;
+                let slot = program.slot()?;
+                self.check(slot, "program")?;
                 Self::check_count(buffers.len(), values.len())?;
                 let mut args = std::mem::take(&mut self.args);
                 args.clear();
@@ -651,7 +657,7 @@ impl Isolated {
                 }
                 args.extend(values.iter().map(graph_int));
                 let (buffers, values) = args.split_at(buffers.len());
-                Step::Launch { program: program.0.index(), buffers, values }.encode(words);
+                Step::Launch { program: slot.index(), buffers, values }.encode(words);
                 self.args = args;
                 shape.units += 1;
             }

@@ -35,6 +35,7 @@ mod slot;
 mod timeline;
 pub mod worker;
 
+use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -76,13 +77,29 @@ pub enum DeviceError {
 
 /// Memory of a device. Freed when dropped, after the work that is already queued.
 #[derive(Debug)]
-pub struct Region(pub(in crate::device) shared::Range);
+pub struct Region(Memory);
+
+/// Where a region is.
+#[derive(Debug)]
+enum Memory {
+    /// Where the server sees it.
+    Shared(shared::Range),
+}
 
 impl Region {
     /// Length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.0.bytes()
+        match &self.0 {
+            Memory::Shared(range) => range.bytes(),
+        }
+    }
+
+    /// The memory of a region that the server sees.
+    fn shared(&self) -> Result<&shared::Range, DeviceError> {
+        match &self.0 {
+            Memory::Shared(range) => Ok(range),
+        }
     }
 }
 
@@ -119,11 +136,41 @@ pub enum Source<'a> {
 
 /// A loaded program. Unloaded when dropped, after the work that is already queued.
 #[derive(Debug)]
-pub struct Program(pub(in crate::device) Slot<isolated::ProgramState>);
+pub struct Program(Code);
+
+/// Where a program is.
+#[derive(Debug)]
+enum Code {
+    /// In a worker's table.
+    Slot(Slot<isolated::ProgramState>),
+}
+
+impl Program {
+    fn slot(&self) -> Result<&Slot<isolated::ProgramState>, DeviceError> {
+        match &self.0 {
+            Code::Slot(slot) => Ok(slot),
+        }
+    }
+}
 
 /// A recorded graph. Forgotten when dropped, after the work that is already queued.
 #[derive(Debug)]
-pub struct Graph(pub(in crate::device) Slot<isolated::GraphShape>);
+pub struct Graph(Recording);
+
+/// Where a graph is.
+#[derive(Debug)]
+enum Recording {
+    /// In a worker's table.
+    Slot(Slot<isolated::GraphShape>),
+}
+
+impl Graph {
+    fn slot(&self) -> Result<&Slot<isolated::GraphShape>, DeviceError> {
+        match &self.0 {
+            Recording::Slot(slot) => Ok(slot),
+        }
+    }
+}
 
 /// Number of work groups, or of work items in a group, by dimension.
 pub type LaunchSize = [i32; 3];
@@ -210,16 +257,28 @@ pub struct Status {
 /// later changes what is read here, never where it is.
 #[derive(Debug)]
 pub struct HostBytes {
-    pub(in crate::device) block: Rc<shared::Block>,
-    pub(in crate::device) offset: u64,
-    pub(in crate::device) bytes: u64,
+    memory: Rc<dyn Visible>,
+    offset: u64,
+    bytes: u64,
 }
 
 impl HostBytes {
     /// The bytes. What [`shared::Range::slice`] says about them holds here too.
     #[must_use]
     pub fn slice(&self) -> &[u8] {
-        self.block.slice(self.offset, self.bytes)
+        self.memory.slice(self.offset, self.bytes)
+    }
+}
+
+/// Memory that the server sees.
+trait Visible: fmt::Debug {
+    /// A part of it, which the caller has checked to lie inside.
+    fn slice(&self, offset: u64, bytes: u64) -> &[u8];
+}
+
+impl Visible for shared::Block {
+    fn slice(&self, offset: u64, bytes: u64) -> &[u8] {
+        shared::Block::slice(self, offset, bytes)
     }
 }
 
@@ -251,8 +310,11 @@ pub trait Device {
     /// platform. The two have equal lengths and do not overlap.
     fn copy(&mut self, to: Span<'_>, from: Span<'_>) -> Result<Fence, DeviceError>;
 
-    /// The bytes of a region where the server can read them.
-    fn host_bytes(&self, of: Span<'_>) -> Result<HostBytes, DeviceError>;
+    /// The bytes of a region where the server sees them, once the fence is reached: all of them
+    /// where it sees the region itself, else the first ones, at least one, in memory that is made
+    /// for the passage. The caller reads on from there, and lets go of a piece before it has more
+    /// than two.
+    fn read(&mut self, of: Span<'_>) -> Result<(Fence, HostBytes), DeviceError>;
 
     /// Loads what [`Platform::compile`] made. Whether it worked is known after [`Self::last`]:
     /// ask [`Self::loaded`].

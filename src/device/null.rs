@@ -19,8 +19,8 @@ use super::shared::{Block, Budget, Heap, Range};
 use super::slot::{Dead, Graveyard, Slot, Slots};
 use super::timeline::{ENDED, Timeline};
 use super::{
-    Device, DeviceError, Fence, Graph, GraphBuffer, GraphRun, GraphStep, HostBytes, Launch,
-    Platform, Point, Program, Region, Renderer, Source, Span, Status,
+    Code, Device, DeviceError, Fence, Graph, GraphBuffer, GraphRun, GraphStep, HostBytes, Launch,
+    Memory, Platform, Point, Program, Recording, Region, Renderer, Source, Span, Status,
 };
 use crate::compile;
 
@@ -76,6 +76,7 @@ pub struct NullControl(Rc<Controlled>);
 #[derive(Default)]
 struct Controlled {
     manual: Cell<bool>,
+    read_bytes_max: Cell<Option<u64>>,
     queues: RefCell<Vec<Rc<RefCell<Queue>>>>,
 }
 
@@ -89,6 +90,12 @@ impl NullControl {
     pub fn release(&self) {
         self.0.manual.set(false);
         self.advance();
+    }
+
+    /// From now on the server does not see the devices' memory: it gets copies of so many bytes at
+    /// most.
+    pub fn hide_memory(&self, read_bytes_max: u64) {
+        self.0.read_bytes_max.set(Some(read_bytes_max));
     }
 
     /// Completes one piece of work. False where there is none, or it waits for another device.
@@ -128,7 +135,7 @@ struct Part {
 
 impl Part {
     fn of(span: &Span<'_>) -> Part {
-        let block = Rc::clone(span.region.0.block());
+        let block = Rc::clone(shared(span.region).block());
         Part { block, offset: span.offset, bytes: span.bytes }
     }
 
@@ -139,6 +146,10 @@ impl Part {
     fn write(&self, bytes: &[u8]) {
         self.block.write(self.offset, bytes);
     }
+}
+
+fn shared(region: &Region) -> &Range {
+    region.shared().expect("a region of another platform")
 }
 
 /// A piece of work.
@@ -331,8 +342,9 @@ impl NullDevice {
     }
 
     fn binary(&self, program: &Program) -> &[u8] {
-        assert!(program.0.belongs_to(&self.grave), "a program of another device");
-        &self.binaries[&program.0.index()]
+        let slot = program.slot().expect("a program of another platform");
+        assert!(slot.belongs_to(&self.grave), "a program of another device");
+        &self.binaries[&slot.index()]
     }
 
     fn record(&self, step: &GraphStep<'_>) -> Option<Recorded> {
@@ -358,7 +370,7 @@ impl Device for NullDevice {
 
     fn alloc(&mut self, bytes: u64) -> Result<Region, DeviceError> {
         self.ready()?;
-        self.heap.alloc(bytes).map(Region)
+        self.heap.alloc(bytes).map(|range| Region(Memory::Shared(range)))
     }
 
     fn copy_in(&mut self, to: Span<'_>, from: Source<'_>) -> Result<Fence, DeviceError> {
@@ -376,7 +388,8 @@ impl Device for NullDevice {
 
     fn adopt(&mut self, region: &Region, staged: &Range) -> Option<Region> {
         self.ready().ok()?;
-        self.heap.adopt(region.0.block(), staged).map(Region)
+        let adopted = self.heap.adopt(shared(region).block(), staged)?;
+        Some(Region(Memory::Shared(adopted)))
     }
 
     fn copy(&mut self, to: Span<'_>, from: Span<'_>) -> Result<Fence, DeviceError> {
@@ -384,9 +397,19 @@ impl Device for NullDevice {
         Ok(self.enqueue([Work::Copy { to: Part::of(&to), from: Part::of(&from) }]))
     }
 
-    fn host_bytes(&self, of: Span<'_>) -> Result<HostBytes, DeviceError> {
-        let Part { block, offset, bytes } = Part::of(&of);
-        self.queue.borrow().lost.clone().map_or(Ok(HostBytes { block, offset, bytes }), Err)
+    fn read(&mut self, of: Span<'_>) -> Result<(Fence, HostBytes), DeviceError> {
+        self.ready()?;
+        let from = Part::of(&of);
+        let Some(bytes_max) = self.control.0.read_bytes_max.get() else {
+            let Part { block: memory, offset, bytes } = from;
+            return Ok((self.last(), HostBytes { memory, offset, bytes }));
+        };
+        let bytes = from.bytes.min(bytes_max);
+        let passage = self.heap.alloc(bytes)?;
+        let to = Part { block: Rc::clone(passage.block()), offset: 0, bytes };
+        let memory = Rc::clone(&to.block);
+        let fence = self.enqueue([Work::Copy { to, from: Part { bytes, ..from } }]);
+        Ok((fence, HostBytes { memory, offset: 0, bytes }))
     }
 
     fn load(&mut self, binary: &[u8]) -> Result<Program, DeviceError> {
@@ -395,7 +418,8 @@ impl Device for NullDevice {
         let program = self.programs.take();
         self.binaries.insert(program, binary.to_vec());
         self.enqueue([Work::Nothing]);
-        Ok(Program(Slot::new(program, Dead::Program, &self.grave, ProgramState { status })))
+        let slot = Slot::new(program, Dead::Program, &self.grave, ProgramState { status });
+        Ok(Program(Code::Slot(slot)))
     }
 
     fn loaded(&mut self, program: &Program) -> Result<(), DeviceError> {
@@ -422,15 +446,16 @@ impl Device for NullDevice {
         self.recorded.insert(graph, recorded);
         self.enqueue([Work::Nothing]);
         let shape = GraphShape { signals: super::shared::to_u64(signals), ..GraphShape::default() };
-        Ok(Graph(Slot::new(graph, Dead::Graph, &self.grave, shape)))
+        Ok(Graph(Recording::Slot(Slot::new(graph, Dead::Graph, &self.grave, shape))))
     }
 
     fn run_graph(&mut self, graph: &Graph, run: &GraphRun<'_>) -> Result<Fence, DeviceError> {
         self.ready()?;
-        assert!(graph.0.belongs_to(&self.grave), "a graph of another device");
-        let steps = &self.recorded[&graph.0.index()];
+        let slot = graph.slot()?;
+        assert!(slot.belongs_to(&self.grave), "a graph of another device");
+        let steps = &self.recorded[&slot.index()];
         let work: Vec<Work> = steps.iter().map(|step| step.work(run)).collect();
-        self.signals += graph.0.state.signals;
+        self.signals += slot.state.signals;
         Ok(self.enqueue(work))
     }
 
@@ -500,8 +525,8 @@ mod tests {
         Span::new(region, 0, region.bytes()).unwrap()
     }
 
-    fn bytes(device: &dyn Device, region: &Region) -> Vec<u8> {
-        device.host_bytes(whole(region)).unwrap().slice().to_vec()
+    fn bytes(device: &mut dyn Device, region: &Region) -> Vec<u8> {
+        device.read(whole(region)).unwrap().1.slice().to_vec()
     }
 
     fn completed(device: &mut Box<dyn Device>) -> Fence {
@@ -520,13 +545,13 @@ mod tests {
         let program = &program;
         let launch = Launch { program, buffers, values, global, local, timed: false };
         device.launch(&launch).unwrap();
-        assert_eq!(bytes(device.as_ref(), &region), [0; 3]);
+        assert_eq!(bytes(device.as_mut(), &region), [0; 3]);
         assert!(control.complete_next(0));
         assert_eq!(completed(device), copied);
-        assert_eq!(bytes(device.as_ref(), &region), b"abc");
+        assert_eq!(bytes(device.as_mut(), &region), b"abc");
         control.release();
         assert_eq!(completed(device), device.last());
-        assert_eq!(bytes(device.as_ref(), &region), b"bcd");
+        assert_eq!(bytes(device.as_mut(), &region), b"bcd");
     }
 
     #[test]
@@ -565,7 +590,7 @@ mod tests {
         let run = GraphRun { inputs: &[whole(&input)], ints: &[], peers: &[], timed: false };
         device.run_graph(&graph, &run).unwrap();
         device.run_graph(&graph, &run).unwrap();
-        assert_eq!(bytes(device.as_ref(), &fixed), [4, 4]);
+        assert_eq!(bytes(device.as_mut(), &fixed), [4, 4]);
         assert_eq!(device.timeline().value, 2);
     }
 

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Instant;
 
+use super::buffer::Buffer;
 use super::program::ProgramKey;
 use super::session::{Home, Owner, SessionId};
 use super::{Cause, WaitFor};
@@ -73,22 +74,72 @@ pub enum Output {
     Bytes {
         bytes: HostBytes,
         region: Rc<Region>,
+        rest: Option<Rest>,
     },
+    /// Nothing yet: the device had no room for the call.
+    Later(Rest),
     /// Bytes that came from another shard.
     Owned(Vec<u8>),
     Text(String),
 }
 
+/// What the client gets after an output's bytes. [`super::Engine::read_on`] begins to read it.
+#[derive(Debug)]
+pub struct Rest {
+    pub(super) session: SessionId,
+    pub(super) buffer: Buffer,
+}
+
 impl Output {
-    /// The bytes that the client gets.
+    /// The bytes that the client gets, as far as the server sees them yet.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         match self {
-            Output::Empty => &[],
+            Output::Empty | Output::Later(_) => &[],
             Output::Bytes { bytes, .. } => bytes.slice(),
             Output::Owned(bytes) => bytes,
             Output::Text(text) => text.as_bytes(),
         }
+    }
+
+    /// Length in bytes of all that the client gets.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let rest = match self {
+            Output::Bytes { rest: Some(rest), .. } | Output::Later(rest) => rest.buffer.bytes,
+            _ => 0,
+        };
+        self.as_bytes().len() as u64 + rest
+    }
+
+    /// What comes after [`Self::as_bytes`].
+    pub fn take_rest(&mut self) -> Option<Rest> {
+        if let Output::Bytes { rest, .. } = self {
+            return rest.take();
+        }
+        match std::mem::take(self) {
+            Output::Later(rest) => Some(rest),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+}
+
+/// A part of an output on its way to where the server sees it.
+#[derive(Debug)]
+pub struct Reading {
+    pub(super) session: SessionId,
+    pub(super) fence: Fence,
+    pub(super) output: Output,
+}
+
+impl Reading {
+    /// What has to be over before [`super::Engine::finish_reading`].
+    #[must_use]
+    pub fn wait(&self) -> WaitFor {
+        WaitFor::Device { session: self.session, fence: self.fence }
     }
 }
 
@@ -115,7 +166,7 @@ pub enum Progress {
 /// How a command that has begun goes on.
 #[derive(Debug)]
 pub(super) enum Pending {
-    Bytes { session: SessionId, fence: Fence, output: Output },
+    Bytes(Reading),
     Compile { session: SessionId, key: ProgramKey, ticket: compile::Ticket },
     Elapsed { fences: Vec<(SessionId, Fence)> },
     Event { session: SessionId, event: EventNumber, until: Instant },
@@ -243,13 +294,16 @@ impl<'t> Batch<'t> {
         }
     }
 
-    /// What a forwarded command came to, in the form that crosses shards. In place of the
-    /// [`Reply`], which has no output left then.
-    pub fn outcome(&self, reply: &Reply) -> Result<Vec<u8>, String> {
+    /// What a forwarded command came to, in the form that crosses shards.
+    ///
+    /// # Errors
+    ///
+    /// Why the command failed, without its place in the batch, which is not the client's.
+    pub fn outcome(&self, reply: Reply) -> Result<Output, String> {
         match (&self.failure, reply) {
             (Some(failure), _) => Err(failure.cause.to_string()),
-            (None, Reply::Ok(output)) => Ok(output.as_bytes().to_vec()),
-            (None, Reply::Failed(text)) => Err(text.clone()),
+            (None, Reply::Ok(output)) => Ok(output),
+            (None, Reply::Failed(text)) => Err(text),
         }
     }
 

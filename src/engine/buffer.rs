@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use super::batch::{Batch, Blob, Output, Pending, UseOfOutput};
+use super::batch::{Batch, Blob, Output, Pending, Reading, Rest, UseOfOutput};
 use super::session::{SessionId, Thing};
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
-use crate::device::{Region, Source, Span};
+use crate::device::{Device, Region, Source, Span};
 use crate::wire::command::{self, BufferNumber};
 
 /// A buffer: all of a region, or a view of a part.
@@ -25,6 +25,18 @@ impl Buffer {
     fn is_sole(&self) -> bool {
         self.bytes == self.region.bytes() && Rc::strong_count(&self.region) == 1
     }
+}
+
+/// Begins to read a buffer, as much of it as the device gives at once.
+fn read(session: SessionId, device: &mut dyn Device, buffer: Buffer) -> Result<Reading, Cause> {
+    let (fence, bytes) = device.read(buffer.span())?;
+    let read = bytes.slice().len() as u64;
+    let region = Rc::clone(&buffer.region);
+    let rest = (read < buffer.bytes).then(|| {
+        let (offset, bytes) = (buffer.offset + read, buffer.bytes - read);
+        Rest { session, buffer: Buffer { offset, bytes, ..buffer } }
+    });
+    Ok(Reading { session, fence, output: Output::Bytes { bytes, region, rest } })
 }
 
 impl Engine {
@@ -157,13 +169,36 @@ impl Engine {
             device.copy(copy.span(), buffer.span())?;
             buffer = copy;
         }
-        let bytes = device.host_bytes(buffer.span())?;
-        let fence = device.last();
-        let output = Output::Bytes { bytes, region: buffer.region };
-        Ok(Step::Wait(
-            WaitFor::Device { session: at, fence },
-            Pending::Bytes { session: at, fence, output },
-        ))
+        let reading = read(at, &mut **device, buffer)?;
+        Ok(Step::Wait(reading.wait(), Pending::Bytes(reading)))
+    }
+
+    /// Begins to read what an output did not hold yet.
+    ///
+    /// # Errors
+    ///
+    /// Where its session has ended or its device is lost.
+    pub fn read_on(&mut self, rest: Rest) -> Result<Reading, Cause> {
+        let Rest { session, buffer } = rest;
+        match self.device(session) {
+            Ok(state) => read(session, &mut **state.open_device()?, buffer),
+            Err(Stop::Failed(cause)) => Err(cause),
+            Err(Stop::Retry(WaitFor::Device { session, fence })) => {
+                let output = Output::Later(Rest { session, buffer });
+                Ok(Reading { session, fence, output })
+            }
+            Err(Stop::Retry(_) | Stop::Forward(_)) => Err(Cause::SessionEnded),
+        }
+    }
+
+    /// What was read, once [`Reading::wait`] is over.
+    ///
+    /// # Errors
+    ///
+    /// Where the device was lost before.
+    pub fn finish_reading(&mut self, reading: Reading) -> Result<Output, Cause> {
+        self.finished(reading.session, reading.fence)?;
+        Ok(reading.output)
     }
 
     fn check_new_buffer(&self, at: SessionId, number: BufferNumber) -> Result<(), Cause> {

@@ -27,7 +27,7 @@ mod transfer;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reply};
+pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reading, Reply, Rest};
 pub use cause::Cause;
 pub use session::{Claim, Directory, Home, Owner, SessionId};
 
@@ -210,10 +210,7 @@ impl Engine {
     /// Goes on with a command that waited.
     fn resume(&mut self, pending: Pending, now: Instant) -> Result<Step, Stop> {
         match pending {
-            Pending::Bytes { session, fence, output } => {
-                self.finished(session, fence)?;
-                Ok(Step::Done(output))
-            }
+            Pending::Bytes(reading) => Ok(Step::Done(self.finish_reading(reading)?)),
             Pending::Compile { session, key, ticket } => {
                 self.program_compiled(session, key, &ticket)
             }
@@ -319,7 +316,7 @@ impl Engine {
     }
 
     /// That the work at `fence` was done, not lost.
-    fn finished(&mut self, session: SessionId, fence: Fence) -> Result<(), Stop> {
+    fn finished(&mut self, session: SessionId, fence: Fence) -> Result<(), Cause> {
         let session = self.sessions.by_id_mut(session).ok_or(Cause::SessionEnded)?;
         match session.lost() {
             Some(lost) if !session.completed(fence) => Err(lost.clone().into()),

@@ -55,9 +55,22 @@ impl Bench {
 
     fn ok(&mut self, text: &str) -> Vec<u8> {
         match self.reply(text) {
-            Reply::Ok(output) => output.as_bytes().to_vec(),
+            Reply::Ok(output) => self.collect(output),
             Reply::Failed(text) => panic!("{text}"),
         }
+    }
+
+    /// All bytes of an output, whose pieces have to come without the test's help.
+    fn collect(&mut self, output: Output) -> Vec<u8> {
+        let mut output = output;
+        let mut bytes = output.as_bytes().to_vec();
+        while let Some(rest) = output.take_rest() {
+            let reading = self.engine.read_on(rest).unwrap();
+            assert!(self.engine.is_over(&reading.wait(), self.now), "waits for ever");
+            output = self.engine.finish_reading(reading).unwrap();
+            bytes.extend_from_slice(output.as_bytes());
+        }
+        bytes
     }
 
     fn failure(&mut self, text: &str) -> String {
@@ -282,6 +295,34 @@ fn transfer_within_a_buffer_moves_as_if_through_another() {
     ));
     bench.ok("Transfer(2, $a, 3, session=$a), Transfer(1, $a, 1, session=$a)");
     assert_eq!(bench.ok(OUT), [1, 1, 2, 3]);
+}
+
+#[test]
+fn memory_that_the_server_does_not_see_is_read_in_pieces() {
+    let mut bench = Bench::new();
+    bench.control.hide_memory(3);
+    bench.ok(&format!("{READY}, BufferOffset(2, 3, 1, 1, session=$a)"));
+    assert_eq!(bench.ok(OUT), [1, 2, 3, 4]);
+    assert_eq!(bench.ok("CopyOut(2, session=$a)"), [2, 3, 4]);
+    // What later commands of the batch do is not seen, although the pieces are read after them.
+    assert_eq!(bench.ok(&format!("{OUT}, {EXEC}")), [1, 2, 3, 4]);
+    assert_eq!(bench.ok(OUT), [2, 3, 4, 5]);
+}
+
+#[test]
+fn reading_on_after_the_device_was_lost_is_an_error() {
+    let mut bench = Bench::new();
+    bench.control.hide_memory(3);
+    bench.ok(READY);
+    let Reply::Ok(mut output) = bench.reply(OUT) else { panic!("failed") };
+    assert_eq!((output.as_bytes(), output.bytes()), (&[1, 2, 3][..], 4));
+    bench.control.hold();
+    let reading = bench.engine.read_on(output.take_rest().unwrap()).unwrap();
+    assert!(!bench.engine.is_over(&reading.wait(), bench.now));
+    bench.control.lose(0, DeviceError::Lost { why: "unplugged".to_owned() });
+    assert!(bench.engine.is_over(&reading.wait(), bench.now));
+    let cause = bench.engine.finish_reading(reading).unwrap_err();
+    assert!(cause.to_string().contains("unplugged"), "{cause}");
 }
 
 #[test]
@@ -515,7 +556,8 @@ fn session_of_another_shard_is_forwarded_there() {
     let Progress::Done(reply) = there.engine.advance(&mut forwarded, there.now) else {
         panic!("the null device is done at once");
     };
-    batch.forwarded(forwarded.outcome(&reply));
+    let outcome = forwarded.outcome(reply);
+    batch.forwarded(outcome.map(|output| output.as_bytes().to_vec()));
     let Progress::Done(Reply::Ok(Output::Owned(bytes))) = here.engine.advance(&mut batch, here.now)
     else {
         panic!("the outcome is the reply");

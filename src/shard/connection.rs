@@ -20,7 +20,7 @@ use super::io::{Handle, Received, Socket};
 use crate::blob::Hash;
 use crate::config::HashPolicy;
 use crate::device::shared::Heap;
-use crate::engine::{Batch, Blobs, Output, Owner, Progress, Reply};
+use crate::engine::{Batch, Blobs, Cause, Output, Owner, Progress, Reading, Reply};
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
 use crate::wire::reply;
 
@@ -111,6 +111,28 @@ impl Input {
             Held::Joined(bytes) => bytes.extend_from_slice(&received),
             held => *held = Held::Received(received),
         }
+    }
+}
+
+/// Why the rest of an output cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreadable {
+    #[error("the client went away")]
+    Gone,
+    #[error(transparent)]
+    Failed(#[from] Cause),
+}
+
+impl Unreadable {
+    /// As the end of a connection: the client has been promised a length already.
+    fn as_io(&self) -> io::Error {
+        io::Error::other(self.to_string())
+    }
+}
+
+impl From<Gone> for Unreadable {
+    fn from(Gone: Gone) -> Unreadable {
+        Unreadable::Gone
     }
 }
 
@@ -226,27 +248,43 @@ impl Connection {
             self.http.stop();
         }
         let limits = &self.shard.config.shard;
-        let body = output.as_bytes();
-        let length = body.len();
-        let sent = if self.http.omits_body() { 0 } else { length };
-        let is_copied = sent <= limits.reply_copied_bytes_max;
-        let mut head = Vec::with_capacity(128 + if is_copied { sent } else { 0 });
-        self.http.respond(status, length as u64, &mut head);
-        if is_copied {
-            head.extend_from_slice(&body[..sent]);
-            self.socket.cork(head);
-            // The next receive may wait for long after what is here already.
-            return if self.input.is_empty() { Ok(()) } else { self.socket.flush().await };
-        }
+        let (body, length) = (output.as_bytes(), output.bytes());
+        let omits_body = self.http.omits_body();
+        let is_whole = body.len() as u64 == length;
+        let is_copied = omits_body || (is_whole && body.len() <= limits.reply_copied_bytes_max);
+        let copied = if is_copied && !omits_body { body } else { &[] };
+        let mut head = Vec::with_capacity(128 + copied.len());
+        self.http.respond(status, length, &mut head);
+        head.extend_from_slice(copied);
         self.socket.cork(head);
-        let output = Rc::new(output);
-        let mut start = 0;
-        while start < length {
-            let end = start.saturating_add(limits.send_piece_bytes).min(length);
-            self.socket.send_output(&output, start..end, limits.zero_copy_bytes_min).await?;
-            start = end;
+        if !is_copied {
+            return self.send(output).await;
         }
-        Ok(())
+        // The next receive may wait for long after what is here already.
+        if self.input.is_empty() { Ok(()) } else { self.socket.flush().await }
+    }
+
+    /// Sends an output that is not copied. What the server does not see yet is read meanwhile.
+    async fn send(&mut self, output: Output) -> io::Result<()> {
+        let shard = Rc::clone(&self.shard);
+        let limits = &shard.config.shard;
+        let mut output = output;
+        loop {
+            let rest = output.take_rest();
+            let reading = rest.map(|rest| shard.engine.borrow_mut().read_on(rest)).transpose();
+            let reading = reading.map_err(|cause| Unreadable::Failed(cause).as_io())?;
+            let piece = Rc::new(output);
+            let (mut start, length) = (0, piece.as_bytes().len());
+            while start < length {
+                let end = start.saturating_add(limits.send_piece_bytes).min(length);
+                self.socket.send_output(&piece, start..end, limits.zero_copy_bytes_min).await?;
+                start = end;
+            }
+            drop(piece);
+            let Some(reading) = reading else { return Ok(()) };
+            let read = shard.read(&self.entry.cancel, reading).await;
+            output = read.map_err(|error| error.as_io())?;
+        }
     }
 
     /// Receives the next request, whole.
@@ -454,6 +492,16 @@ fn bad_body(error: &BodyError) -> Arrived {
 }
 
 impl Shard {
+    /// Waits until a part of an output can be seen.
+    pub(super) async fn read(
+        &self,
+        cancel: &Cancel,
+        reading: Reading,
+    ) -> Result<Output, Unreadable> {
+        self.wait(cancel, &reading.wait()).await?;
+        Ok(self.engine.borrow_mut().finish_reading(reading)?)
+    }
+
     /// Runs a batch to its end.
     pub(super) async fn run(
         self: &Rc<Self>,

@@ -15,9 +15,10 @@ use crossbeam::queue::ArrayQueue;
 
 use super::Shard;
 use super::completion::{Cancel, Gone};
+use super::connection::Unreadable;
 use super::io::{Bell, Doorbell};
 use crate::blob::Digest;
-use crate::engine::{Batch, Blob, Blobs, Home, Owner};
+use crate::engine::{Batch, Blob, Blobs, Home, Output, Owner};
 
 /// Messages that a shard's queue holds. A sender that finds it full tries again.
 const QUEUE_LENGTH: usize = 1024;
@@ -165,9 +166,21 @@ impl Shard {
             self.engine.borrow_mut().parse(text.as_bytes(), blobs, Owner::Shard, &self.config.wire);
         let mut batch = parsed.map_err(|error| error.to_string())?;
         match self.run(&Cancel::default(), &mut batch).await {
-            Ok(reply) => batch.outcome(&reply),
+            Ok(reply) => self.collect(batch.outcome(reply)?).await.map_err(|e| e.to_string()),
             Err(Gone) => Err("the command was abandoned".to_owned()),
         }
+    }
+
+    /// All bytes of an output.
+    async fn collect(&self, output: Output) -> Result<Vec<u8>, Unreadable> {
+        let mut output = output;
+        let mut bytes = output.as_bytes().to_vec();
+        while let Some(rest) = output.take_rest() {
+            let reading = self.engine.borrow_mut().read_on(rest)?;
+            output = self.read(&Cancel::default(), reading).await?;
+            bytes.extend_from_slice(output.as_bytes());
+        }
+        Ok(bytes)
     }
 
     async fn send_patiently(&self, to: Home, message: Message) {

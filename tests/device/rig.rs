@@ -195,7 +195,7 @@ pub(crate) fn region(device: &mut Isolated, bytes: &[u8]) -> Region {
 pub(crate) fn read(device: &mut Isolated, region: &Region) -> Vec<u8> {
     let fence = device.last();
     wait(device, fence);
-    device.host_bytes(whole(region)).unwrap().slice().to_vec()
+    device.read(whole(region)).unwrap().1.slice().to_vec()
 }
 
 /// A kernel's object, or none where there is no gcc. Asked for before there is a rig.
