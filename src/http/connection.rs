@@ -273,6 +273,11 @@ impl Connection {
     }
 
     fn head<'a>(&mut self, mut scan: Scan, input: &'a [u8]) -> Step<'a> {
+        if scan.is_fresh()
+            && let Some((head, consumed)) = Head::whole(input, &self.limits)
+        {
+            return Step { consumed, event: self.begin(&head) };
+        }
         let scanned = scan.advance(input, &self.limits);
         self.state = State::Head(scan);
         let (head, consumed) = match scanned {

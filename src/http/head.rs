@@ -7,9 +7,14 @@
 //! at most twice by `httparse` (the request line as soon as it is complete, everything at the
 //! end), however slowly the head arrives. What a scan refuses depends on the bytes alone, in their
 //! order, never on how they were split.
+//!
+//! Nearly every head arrives whole and is one that nobody refuses. [`Head::whole`] recognizes these
+//! a line at a time; whatever it does not recognize goes the way of the scan, which knows the
+//! reason.
 
-use httparse::{EMPTY_HEADER, Header};
-use smallvec::{SmallVec, smallvec};
+use std::mem::MaybeUninit;
+
+use httparse::Header;
 
 use super::response::Reason;
 use super::route::is_authority;
@@ -43,6 +48,11 @@ pub(super) struct Scan {
 }
 
 impl Scan {
+    /// Whether nothing has been read.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.read == 0
+    }
+
     /// Whether not even the first byte of a request has come.
     pub(super) fn is_idle(&self) -> bool {
         self.read == self.start
@@ -145,7 +155,7 @@ pub(super) fn is_token_byte(byte: u8) -> bool {
 
 /// Whether this byte may be in a line at all: any but control characters, tabs excepted.
 pub(super) fn is_text_byte(byte: u8) -> bool {
-    byte == b'\t' || !byte.is_ascii_control()
+    (byte >= b' ') & (byte != 0x7f) | (byte == b'\t')
 }
 
 /// Checks a request line, its line end included.
@@ -203,15 +213,62 @@ pub(super) struct Fields<'a> {
     has_other_coding: bool,
 }
 
+/// The end of a head that is here from its first byte to its last and holds nothing that a [`Scan`]
+/// refuses.
+fn end_of_whole(input: &[u8], limits: &HttpLimits) -> Option<usize> {
+    let input = &input[..input.len().min(limits.head_bytes_max.saturating_sub(1))];
+    let line = clean_line(input)?;
+    let mut parts = input[..line].split(|&byte| byte == b' ');
+    let (method, target) = (parts.next()?, parts.next()?);
+    let is_graphic = |part: &[u8]| part.iter().all(u8::is_ascii_graphic);
+    let is_short = method.len() <= METHOD_BYTES_MAX && target.len() <= limits.target_bytes_max;
+    if !is_short || !method.iter().copied().all(is_token_byte) {
+        return None;
+    }
+    if !is_graphic(target) || !parts.all(is_graphic) {
+        return None;
+    }
+    let mut end = line + 2;
+    loop {
+        let line = clean_line(&input[end..])?;
+        end += line + 2;
+        if line == 0 {
+            return Some(end);
+        }
+    }
+}
+
+/// The length of the first line, if all of it is here, its line end and its bytes being allowed.
+fn clean_line(input: &[u8]) -> Option<usize> {
+    let length = memchr::memchr(b'\r', input)?;
+    let line = &input[..length];
+    // Without an early end, so that many bytes are looked at at once.
+    let is_clean = line.iter().fold(true, |clean, &byte| clean & is_text_byte(byte));
+    (is_clean && input.get(length + 1) == Some(&b'\n')).then_some(length)
+}
+
 impl<'a> Head<'a> {
+    /// The head with which `input` begins, and its length, if all of it is there and nothing is
+    /// wrong with it. `None` says nothing: the scan has to find out.
+    pub(super) fn whole(input: &'a [u8], limits: &HttpLimits) -> Option<(Head<'a>, usize)> {
+        let end = end_of_whole(input, limits)?;
+        Some((Head::parse(&input[..end], limits).ok()?, end))
+    }
+
     /// Reads a head whose end a [`Scan`] has found, and checks its framing.
     pub(super) fn parse(bytes: &'a [u8], limits: &HttpLimits) -> Result<Head<'a>, Reason> {
-        let mut table: SmallVec<[Header<'a>; FIELDS_INLINE]> = smallvec![
-            EMPTY_HEADER;
-            limits.headers_max
-        ];
-        let mut request = httparse::Request::new(&mut table);
-        let status = request.parse(bytes).map_err(|error| match error {
+        let mut inline = [const { MaybeUninit::<Header<'a>>::uninit() }; FIELDS_INLINE];
+        let mut heap = Vec::new();
+        let table = match inline.get_mut(..limits.headers_max) {
+            Some(table) => table,
+            None => {
+                heap.resize_with(limits.headers_max, MaybeUninit::uninit);
+                &mut heap[..]
+            }
+        };
+        let mut request = httparse::Request::new(&mut []);
+        let parsed = request.parse_with_uninit_headers(bytes, table);
+        let status = parsed.map_err(|error| match error {
             httparse::Error::TooManyHeaders => {
                 Reason::TooManyFields { fields_max: limits.headers_max }
             }

@@ -3,8 +3,6 @@
 //! Owns: which reason is answered with which status. Absent: whether a connection can go on, which
 //! depends on what is left of the request; see `connection`.
 
-use std::io::Write as _;
-
 use thiserror::Error;
 
 /// A status that this server sends (RFC 9110 section 15).
@@ -219,14 +217,21 @@ pub(super) fn write_head(
         Persistence::Implied => "",
         Persistence::KeepAlive => "Connection: keep-alive\r\n",
     };
-    write!(
-        out,
-        "HTTP/1.1 {} {}\r\nContent-Length: {body_bytes}\r\n{}{connection}\r\n",
-        status.code(),
+    let (mut code, mut length) = (itoa::Buffer::new(), itoa::Buffer::new());
+    for part in [
+        "HTTP/1.1 ",
+        code.format(status.code()),
+        " ",
         status.phrase(),
+        "\r\nContent-Length: ",
+        length.format(body_bytes),
+        "\r\n",
         status.field(),
-    )
-    .expect("a vector takes every write");
+        connection,
+        "\r\n",
+    ] {
+        out.extend_from_slice(part.as_bytes());
+    }
 }
 
 /// The interim response that asks for the body.
