@@ -16,7 +16,15 @@ fn pattern(bytes: usize, seed: u8) -> Vec<u8> {
 
 #[test]
 fn request_in_pieces_of_any_size_gives_the_same_reply() {
-    let server = Server::builder().arg("--shards").arg("1").start();
+    send_in_pieces(&Server::builder().arg("--shards=1").start());
+}
+
+#[test]
+fn request_in_pieces_to_a_server_that_watches_its_sockets_gives_the_same_reply() {
+    send_in_pieces(&Server::builder().arg("--shards=1").arg("--busy-poll=300").start());
+}
+
+fn send_in_pieces(server: &Server) {
     let mut client = Client::connect(server.address(), "a");
     // Short and long blobs, and a text of several buffers.
     let blobs = [pattern(5_000, 1), pattern(100_000, 2), pattern(20, 3)];

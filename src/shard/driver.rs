@@ -79,6 +79,11 @@ impl Reactor {
         Ok(reactor)
     }
 
+    /// Whether the shard watches its sockets before it sleeps.
+    pub(super) fn is_watching(&self) -> bool {
+        !self.busy_poll.is_zero() && self.yields.get() == 0
+    }
+
     pub(super) fn ring(&self) -> &Rc<Ring> {
         &self.ring
     }
@@ -232,17 +237,16 @@ impl Driver {
         }
         let left = time.map_or(left, |time| time.min(left));
         let (ring, begun) = (&self.reactor.ring, Instant::now());
-        ring.enter(Wait::No);
-        while !ring.has_completions() {
-            if ring.has_work() {
-                ring.enter(Wait::No);
-            } else if begun.elapsed() >= left {
-                return false;
-            } else {
-                std::hint::spin_loop();
+        loop {
+            ring.hand_over();
+            if ring.look_at_watched() || ring.has_completions() {
+                return true;
             }
+            if begun.elapsed() >= left {
+                return false;
+            }
+            std::hint::spin_loop();
         }
-        true
     }
 }
 

@@ -99,7 +99,7 @@ pub(super) struct Socket {
 /// Received bytes.
 pub(super) enum Received {
     Chunk(Chunk),
-    /// In memory of its own: the ring had no buffer left.
+    /// In memory of its own: the ring had no buffer left, or was not asked.
     Spare(Vec<u8>),
 }
 
@@ -133,9 +133,16 @@ impl Socket {
     pub(super) async fn receive(&mut self) -> io::Result<Received> {
         let corked = std::mem::take(&mut self.corked);
         let ring = self.reactor.ring();
-        let done = ring.receive_chunk(&self.fd, corked, self.is_drained).await;
+        let done = if self.reactor.is_watching() && self.is_drained {
+            ring.receive_watched(&self.fd, corked).await
+        } else {
+            ring.receive_chunk(&self.fd, corked, self.is_drained).await
+        };
         self.is_drained = !done.has_more;
         match done {
+            Completion { keep: Keep::Came(bytes), .. } if done.result.is_ok() => {
+                Ok(Received::Spare(bytes))
+            }
             Completion { chunk: Some(chunk), .. } => Ok(Received::Chunk(chunk)),
             Completion { result: Err(error), .. } if out_of_buffers(&error) => {
                 let (bytes, _) = self.receive_into(Vec::new(), SPARE_BYTES).await?;

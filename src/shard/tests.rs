@@ -341,6 +341,12 @@ fn memory_of_a_dropped_receive_is_kept_until_the_kernel_is_done() {
 #[test]
 fn more_operations_than_the_ring_holds_all_end() {
     let limits = RingLimits { submissions: 4, completions: 8, ..RingLimits::default() };
+    exchange_with_many(limits);
+    // Only one socket can be watched at a time.
+    exchange_with_many(RingLimits { busy_poll: Duration::from_millis(2), ..limits });
+}
+
+fn exchange_with_many(limits: RingLimits) {
     let (peers, sockets): (Vec<_>, Vec<_>) = (0..64).map(|_| connection()).unzip();
     let answering = std::thread::spawn(move || {
         for _ in 0..8 {
@@ -370,6 +376,51 @@ fn more_operations_than_the_ring_holds_all_end() {
         }
     });
     answering.join().unwrap();
+}
+
+#[test]
+fn socket_that_is_watched_is_heard_while_another_task_always_works() {
+    let limits = RingLimits { busy_poll: Duration::from_secs(5), ..RingLimits::default() };
+    let (mut peer, socket) = connection();
+    run(limits, "the socket was not heard", |reactor| async move {
+        let is_over = Rc::new(Cell::new(false));
+        let busy = {
+            let (reactor, is_over) = (Rc::clone(&reactor), Rc::clone(&is_over));
+            reactor.clone().spawn(async move {
+                while !is_over.get() {
+                    reactor.turn().await;
+                }
+            })
+        };
+        let mut socket = Socket::new(&reactor, socket.into(), false);
+        for _ in 0..20 {
+            peer.write_all(b"request").unwrap();
+            assert_eq!(&socket.receive().await.unwrap()[..], b"request");
+        }
+        is_over.set(true);
+        busy.await;
+    });
+}
+
+#[test]
+fn bytes_after_a_receive_that_was_given_up_while_watched_are_received() {
+    let limits = RingLimits { busy_poll: Duration::from_secs(5), ..RingLimits::default() };
+    let (mut peer, socket) = connection();
+    run(limits, "a receive never ended", |reactor| async move {
+        let mut socket = Socket::new(&reactor, socket.into(), false);
+        for _ in 0..3 {
+            let sleep = reactor.sleep(Duration::from_millis(3));
+            let given_up = async {
+                drop(socket.receive().await);
+                panic!("nothing was sent");
+            };
+            futures_lite::future::or(sleep, given_up).await;
+        }
+        peer.write_all(b"request").unwrap();
+        assert_eq!(&socket.receive().await.unwrap()[..], b"request");
+        drop(peer);
+        assert!(socket.receive().await.unwrap().is_empty(), "the end");
+    });
 }
 
 #[test]

@@ -24,6 +24,9 @@ use std::time::Duration;
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
 use crate::config::RingLimits;
 use crate::device::shared::Landing;
 use crate::engine::Output;
@@ -34,6 +37,9 @@ use table::{Half, Raw, Table};
 /// Do not try first, wait for the socket at once: it is known to be empty.
 const POLL_FIRST: u16 = 1;
 
+/// What is received at once from a socket that is watched.
+const WATCHED_BYTES: usize = 16 << 10;
+
 /// A shard's ring.
 pub(super) struct Ring {
     state: RefCell<State>,
@@ -43,9 +49,16 @@ pub(super) struct Ring {
 struct State {
     uring: IoUring,
     table: Table,
+    watched: Option<Watched>,
     /// Whether nothing may begin any more.
     is_closed: bool,
     chunks: Rc<Chunks>,
+}
+
+/// A receive that the kernel has not been told of.
+struct Watched {
+    index: u32,
+    socket: Rc<OwnedFd>,
 }
 
 /// What an operation in flight keeps for the kernel.
@@ -54,6 +67,8 @@ struct State {
 pub(super) enum Keep {
     #[default]
     Nothing,
+    /// What was received, of a socket that was watched.
+    Came(Vec<u8>),
     /// Written by the kernel, behind its end.
     Filling(Vec<u8>),
     Landing(Landing),
@@ -90,8 +105,13 @@ impl Ring {
             return Err(too_old());
         }
         let chunks = Chunks::register(&uring, limits.chunks, limits.chunk_bytes)?;
-        let state =
-            State { uring, table: Table::default(), is_closed: false, chunks: Rc::clone(&chunks) };
+        let state = State {
+            uring,
+            table: Table::default(),
+            watched: None,
+            is_closed: false,
+            chunks: Rc::clone(&chunks),
+        };
         Ok(Rc::new(Ring { state: RefCell::new(state), chunks }))
     }
 
@@ -103,13 +123,33 @@ impl Ring {
         first: Vec<u8>,
         is_drained: bool,
     ) -> Op {
-        let entry = opcode::Recv::new(fd_of(socket), std::ptr::null_mut(), 0)
-            .buf_group(GROUP)
-            .ioprio(if is_drained { POLL_FIRST } else { 0 })
-            .build()
-            .flags(squeue::Flags::BUFFER_SELECT);
+        let entry = receive_entry(socket, is_drained);
         // SAFETY: the kernel writes to buffers of `self.chunks`, which it was given.
         unsafe { self.begin(socket, entry, first, Keep::Nothing) }
+    }
+
+    /// As [`Self::receive_chunk`] of a drained socket, for a shard that does not sleep: `first` is
+    /// sent at once, and what comes is looked for by [`Self::look_at_watched`], which is sooner
+    /// than to have the kernel tell. One socket is watched at a time, the last that asked.
+    pub(super) fn receive_watched(self: &Rc<Self>, socket: &Rc<OwnedFd>, mut first: Vec<u8>) -> Op {
+        if !first.is_empty() {
+            // What did not go, or why, is the ring's to find out.
+            let sent = rustix::net::send(socket, &first, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+            first.drain(..sent.unwrap_or(0));
+            if !first.is_empty() {
+                return self.receive_chunk(socket, first, true);
+            }
+        }
+        let state = &mut *self.state.borrow_mut();
+        state.hand_over_watched();
+        let index = state.table.insert(Rc::clone(socket), first, Keep::Nothing);
+        state.watched = Some(Watched { index, socket: Rc::clone(socket) });
+        Op { ring: Rc::clone(self), index }
+    }
+
+    /// Receives what there is for the socket that is watched. Whether there was anything.
+    pub(super) fn look_at_watched(&self) -> bool {
+        self.state.borrow_mut().look_at_watched()
     }
 
     /// Receives into a vector, behind what it holds: up to `bytes_max` bytes, for which it has
@@ -221,7 +261,19 @@ impl Ring {
     /// Hands what was begun to the kernel, lets it complete what it can, and waits if asked to.
     /// May come back early.
     pub(super) fn enter(&self, wait: Wait) {
-        self.state.borrow_mut().enter(wait);
+        let state = &mut *self.state.borrow_mut();
+        state.hand_over_watched();
+        state.enter(wait);
+    }
+
+    /// As [`Self::enter`], if there is a reason to, and without the socket that is watched.
+    pub(super) fn hand_over(&self) {
+        let state = &mut *self.state.borrow_mut();
+        let queue = state.uring.submission();
+        if !queue.is_empty() || queue.taskrun() {
+            drop(queue);
+            state.enter(Wait::No);
+        }
     }
 
     /// Takes completions in; the wakers of the tasks that wait for them are added to `woken`.
@@ -236,16 +288,12 @@ impl Ring {
         !self.state.borrow_mut().uring.completion().is_empty()
     }
 
-    /// Whether the kernel has work that leads to completions when it is entered.
-    pub(super) fn has_work(&self) -> bool {
-        self.state.borrow_mut().uring.submission().taskrun()
-    }
-
     /// Cancels everything and waits, for a bounded time, until the kernel touches nothing any more.
     /// What is woken is returned, so that it can be dropped.
     pub(super) fn close(&self) -> Vec<Waker> {
         let state = &mut *self.state.borrow_mut();
         state.is_closed = true;
+        state.hand_over_watched();
         let everything = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
         // SAFETY: the operation touches no memory.
         unsafe { state.push(&[everything.user_data(table::IGNORED)]) };
@@ -333,6 +381,34 @@ impl State {
         assert!(is_passing, "io_uring_enter failed: {error}");
     }
 
+    /// Begins the watched receive as any other.
+    fn hand_over_watched(&mut self) {
+        if let Some(Watched { index, socket }) = self.watched.take() {
+            let entry = receive_entry(&socket, true).user_data(table::name(index, Half::Main));
+            // SAFETY: the kernel writes to buffers of `self.chunks`, which it was given.
+            unsafe { self.push(&[entry]) };
+        }
+    }
+
+    fn look_at_watched(&mut self) -> bool {
+        let Some(Watched { socket, index }) = &self.watched else { return false };
+        let mut bytes = Vec::with_capacity(WATCHED_BYTES);
+        let room = rustix::buffer::spare_capacity(&mut bytes);
+        let received = match rustix::net::recv(socket, room, RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::INTR) => return false,
+            received => received,
+        };
+        let result = match received {
+            Ok(_) => i32::try_from(bytes.len()).expect("a short vector"),
+            Err(error) => -error.raw_os_error(),
+        };
+        let name = table::name(*index, Half::Main);
+        self.table.keep(*index, Keep::Came(bytes));
+        self.watched = None;
+        self.table.complete(name, Raw { result, flags: 0 }, &self.chunks);
+        true
+    }
+
     fn collect(&mut self) {
         for entry in self.uring.completion() {
             let raw = Raw { result: entry.result(), flags: entry.flags() };
@@ -342,6 +418,9 @@ impl State {
 
     /// The future of an operation is gone.
     fn abandon(&mut self, index: u32) {
+        if self.watched.as_ref().is_some_and(|watched| watched.index == index) {
+            self.hand_over_watched();
+        }
         if self.table.abandon(index, &self.chunks) && !self.is_closed {
             // The second part first: it is not found while it waits for the first one.
             let cancel = |half| {
@@ -422,6 +501,15 @@ impl Accept {
         })
         .await
     }
+}
+
+/// Receives into a buffer that the kernel chooses.
+fn receive_entry(socket: &Rc<OwnedFd>, is_drained: bool) -> squeue::Entry {
+    opcode::Recv::new(fd_of(socket), std::ptr::null_mut(), 0)
+        .buf_group(GROUP)
+        .ioprio(if is_drained { POLL_FIRST } else { 0 })
+        .build()
+        .flags(squeue::Flags::BUFFER_SELECT)
 }
 
 fn fd_of(descriptor: &Rc<OwnedFd>) -> Fd {

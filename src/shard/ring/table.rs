@@ -103,6 +103,11 @@ impl Table {
         index
     }
 
+    /// Changes what is kept for an operation that the kernel does not know of.
+    pub(super) fn keep(&mut self, index: u32, keep: Keep) {
+        self.entries[index as usize].keep = keep;
+    }
+
     /// The operation comes to a descriptor each time, many times.
     pub(super) fn yields_descriptors(&mut self, index: u32) {
         self.entries[index as usize].descriptors = Some(VecDeque::new());
