@@ -85,14 +85,9 @@ pub(super) struct ProgramState {
     pub(super) status: Range,
 }
 
-/// What the server knows of a graph.
+/// What the server knows of a graph: how many kernels and pieces of copies it has.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct GraphShape {
-    pub(super) signals: u64,
-    pub(super) waits: u64,
-    /// Kernels, and pieces of copies.
-    pub(super) units: u64,
-}
+pub(super) struct GraphUnits(u64);
 
 impl Isolated {
     /// A device whose worker starts some time soon.
@@ -513,13 +508,13 @@ impl Device for Isolated {
 
     fn build_graph(&mut self, steps: &[GraphStep<'_>]) -> Result<Graph, DeviceError> {
         self.ready()?;
-        let (mut words, mut shape) = (Vec::new(), GraphShape::default());
+        let (mut words, mut units) = (Vec::new(), GraphUnits::default());
         for step in steps {
-            self.encode_step(step, &mut words, &mut shape)?;
+            self.encode_step(step, &mut words, &mut units)?;
         }
         let graph = self.graphs.take();
         match self.enqueue(&Packet::GraphBuild { graph, steps: &words }, 0) {
-            Ok(_) => Ok(Graph(Recording::Slot(Slot::new(graph, Dead::Graph, &self.grave, shape)))),
+            Ok(_) => Ok(Graph(Recording::Slot(Slot::new(graph, Dead::Graph, &self.grave, units)))),
             Err(error) => {
                 self.graphs.give(graph);
                 Err(error)
@@ -537,37 +532,19 @@ impl Device for Isolated {
             args.push(self.any(input)?.word());
         }
         args.extend(run.ints.iter().copied().map(int_word));
-        for peer in run.peers {
-            args.extend([u64::from(self.watch(peer)?), peer.value]);
-        }
-        let (inputs, rest) = args.split_at(run.inputs.len());
-        let (ints, peers) = rest.split_at(run.ints.len());
-        let (index, shape) = (slot.index(), slot.state);
-        let fence = self.enqueue_timed(run.timed, shape.units, |timer| Packet::GraphRun {
-            graph: index,
-            timer,
-            inputs,
-            ints,
-            peers,
-        });
+        let (inputs, ints) = args.split_at(run.inputs.len());
+        let (graph, units) = (slot.index(), slot.state.0);
+        let packet = |timer| Packet::GraphRun { graph, timer, inputs, ints };
+        let fence = self.enqueue_timed(run.timed, units, packet);
         self.args = args;
-        let fence = fence?;
-        self.signals += shape.signals;
-        if shape.waits > 0 {
-            self.watchdog.may_wait(fence);
-        }
-        Ok(fence)
-    }
-
-    fn timeline(&self) -> Point {
-        Point { timeline: Rc::clone(&self.timeline), value: self.signals }
+        fence
     }
 
     fn signal(&mut self) -> Result<Point, DeviceError> {
         self.ready()?;
         self.enqueue(&Packet::Signal, 0)?;
         self.signals += 1;
-        Ok(self.timeline())
+        Ok(Point { timeline: Rc::clone(&self.timeline), value: self.signals })
     }
 
     fn wait(&mut self, point: &Point) -> Result<Fence, DeviceError> {
@@ -638,13 +615,13 @@ impl Isolated {
         &mut self,
         step: &GraphStep<'_>,
         words: &mut Vec<u64>,
-        shape: &mut GraphShape,
+        units: &mut GraphUnits,
     ) -> Result<(), DeviceError> {
         match step {
             GraphStep::Copy { to, from, bytes } => {
                 let (to, from) = (self.graph_buffer(to)?, self.graph_source(from)?);
                 Step::Copy { to, from, bytes: *bytes }.encode(words);
-                shape.units += copy_units(*bytes);
+                units.0 += copy_units(*bytes);
             }
             GraphStep::Launch { program, buffers, values, .. } => {
                 let slot = program.slot()?;
@@ -659,16 +636,7 @@ impl Isolated {
                 let (buffers, values) = args.split_at(buffers.len());
                 Step::Launch { program: slot.index(), buffers, values }.encode(words);
                 self.args = args;
-                shape.units += 1;
-            }
-            GraphStep::Signal => {
-                Step::Signal.encode(words);
-                shape.signals += 1;
-            }
-            GraphStep::Wait { peer, steps } => {
-                let peer = u32::try_from(*peer).map_err(|_| foreign("peer"))?;
-                Step::Wait { peer, steps: *steps }.encode(words);
-                shape.waits += 1;
+                units.0 += 1;
             }
         }
         Ok(())

@@ -161,11 +161,11 @@ pub struct Graph(Recording);
 #[derive(Debug)]
 enum Recording {
     /// In a worker's table.
-    Slot(Slot<isolated::GraphShape>),
+    Slot(Slot<isolated::GraphUnits>),
 }
 
 impl Graph {
-    fn slot(&self) -> Result<&Slot<isolated::GraphShape>, DeviceError> {
+    fn slot(&self) -> Result<&Slot<isolated::GraphUnits>, DeviceError> {
         match &self.0 {
             Recording::Slot(slot) => Ok(slot),
         }
@@ -203,7 +203,7 @@ pub enum GraphInt {
     Variable(usize),
 }
 
-/// One step of a graph. Steps of one device run in order.
+/// One step of a graph. Steps run in order, as far as anybody can tell.
 #[derive(Clone, Copy, Debug)]
 pub enum GraphStep<'a> {
     /// `bytes` is the length of both sides, which inputs have only once there is a run. `from` may
@@ -216,11 +216,6 @@ pub enum GraphStep<'a> {
         global: Option<[GraphInt; 3]>,
         local: Option<[GraphInt; 3]>,
     },
-    /// Advances this device's timeline by one.
-    Signal,
-    /// Waits until the timeline of `GraphRun::peers[peer]` has advanced `steps` past where it was
-    /// when the run was submitted.
-    Wait { peer: usize, steps: u32 },
 }
 
 /// What one run of a graph is given.
@@ -228,9 +223,6 @@ pub enum GraphStep<'a> {
 pub struct GraphRun<'a> {
     pub inputs: &'a [Span<'a>],
     pub ints: &'a [i32],
-    /// The timelines of the other devices in the graph, as they were before any of the devices got
-    /// its part of the run.
-    pub peers: &'a [Point],
     /// Whether [`Device::elapsed`] will be asked.
     pub timed: bool,
 }
@@ -325,14 +317,12 @@ pub trait Device {
 
     fn launch(&mut self, launch: &Launch<'_>) -> Result<Fence, DeviceError>;
 
-    /// Records a graph. Runs nothing.
+    /// Records a graph of this device. What other devices have to do with it is up to the caller,
+    /// who signals and waits between runs. Runs nothing.
     fn build_graph(&mut self, steps: &[GraphStep<'_>]) -> Result<Graph, DeviceError>;
 
     /// Runs a graph, as one submission.
     fn run_graph(&mut self, graph: &Graph, run: &GraphRun<'_>) -> Result<Fence, DeviceError>;
-
-    /// The timeline's value once all that is queued has run.
-    fn timeline(&self) -> Point;
 
     /// Queues an advance of the timeline and names the value it will have.
     fn signal(&mut self) -> Result<Point, DeviceError>;

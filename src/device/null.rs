@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::isolated::{GraphShape, ProgramState};
+use super::isolated::{GraphUnits, ProgramState};
 use super::shared::{Block, Budget, Heap, Range};
 use super::slot::{Dead, Graveyard, Slot, Slots};
 use super::timeline::{ENDED, Timeline};
@@ -77,6 +77,7 @@ pub struct NullControl(Rc<Controlled>);
 struct Controlled {
     manual: Cell<bool>,
     read_bytes_max: Cell<Option<u64>>,
+    queue_calls_max: Cell<Option<u64>>,
     queues: RefCell<Vec<Rc<RefCell<Queue>>>>,
 }
 
@@ -96,6 +97,11 @@ impl NullControl {
     /// most.
     pub fn hide_memory(&self, read_bytes_max: u64) {
         self.0.read_bytes_max.set(Some(read_bytes_max));
+    }
+
+    /// From now on a device takes no more calls than this before it has completed some.
+    pub fn limit_queue(&self, calls: u64) {
+        self.0.queue_calls_max.set(Some(calls));
     }
 
     /// Completes one piece of work. False where there is none, or it waits for another device.
@@ -230,8 +236,6 @@ impl Queue {
 enum Recorded {
     Add1(RecordedBuffer),
     Copy { to: RecordedBuffer, from: RecordedBuffer, bytes: u64 },
-    Signal,
-    Wait { peer: usize, steps: u32 },
 }
 
 #[derive(Clone)]
@@ -263,12 +267,6 @@ impl Recorded {
             Recorded::Add1(buffer) => Work::Add1(buffer.part(run)),
             Recorded::Copy { to, from, bytes } => {
                 Work::Copy { to: cut(to.part(run), *bytes), from: cut(from.part(run), *bytes) }
-            }
-            Recorded::Signal => Work::Signal,
-            Recorded::Wait { peer, steps } => {
-                let mut point = run.peers[*peer].clone();
-                point.value = point.value.saturating_add(u64::from(*steps));
-                Work::Wait(point)
             }
         }
     }
@@ -357,15 +355,15 @@ impl NullDevice {
                 b"add1" => buffers.first().map(RecordedBuffer::of).map(Recorded::Add1),
                 _ => None,
             },
-            GraphStep::Signal => Some(Recorded::Signal),
-            GraphStep::Wait { peer, steps } => Some(Recorded::Wait { peer: *peer, steps: *steps }),
         }
     }
 }
 
 impl Device for NullDevice {
     fn backlog(&mut self) -> Option<Fence> {
-        None
+        let first = (self.last + 1).checked_sub(self.control.0.queue_calls_max.get()?)?;
+        let queue = self.queue.borrow();
+        (first > queue.completed && queue.lost.is_none()).then_some(Fence(first))
     }
 
     fn alloc(&mut self, bytes: u64) -> Result<Region, DeviceError> {
@@ -441,12 +439,11 @@ impl Device for NullDevice {
     fn build_graph(&mut self, steps: &[GraphStep<'_>]) -> Result<Graph, DeviceError> {
         self.ready()?;
         let recorded: Vec<Recorded> = steps.iter().filter_map(|step| self.record(step)).collect();
-        let signals = recorded.iter().filter(|step| matches!(step, Recorded::Signal)).count();
         let graph = self.graphs.take();
         self.recorded.insert(graph, recorded);
         self.enqueue([Work::Nothing]);
-        let shape = GraphShape { signals: super::shared::to_u64(signals), ..GraphShape::default() };
-        Ok(Graph(Recording::Slot(Slot::new(graph, Dead::Graph, &self.grave, shape))))
+        let units = GraphUnits::default();
+        Ok(Graph(Recording::Slot(Slot::new(graph, Dead::Graph, &self.grave, units))))
     }
 
     fn run_graph(&mut self, graph: &Graph, run: &GraphRun<'_>) -> Result<Fence, DeviceError> {
@@ -455,19 +452,14 @@ impl Device for NullDevice {
         assert!(slot.belongs_to(&self.grave), "a graph of another device");
         let steps = &self.recorded[&slot.index()];
         let work: Vec<Work> = steps.iter().map(|step| step.work(run)).collect();
-        self.signals += slot.state.signals;
         Ok(self.enqueue(work))
-    }
-
-    fn timeline(&self) -> Point {
-        Point { timeline: Rc::clone(&self.timeline), value: self.signals }
     }
 
     fn signal(&mut self) -> Result<Point, DeviceError> {
         self.ready()?;
         self.signals += 1;
         self.enqueue([Work::Signal]);
-        Ok(self.timeline())
+        Ok(Point { timeline: Rc::clone(&self.timeline), value: self.signals })
     }
 
     fn wait(&mut self, point: &Point) -> Result<Fence, DeviceError> {
@@ -586,12 +578,11 @@ mod tests {
         let step = GraphStep::Launch { program, buffers, values, global, local };
         let (to, from) = (GraphBuffer::Fixed(whole(&fixed)), GraphBuffer::Input(0));
         let copy = GraphStep::Copy { to, from, bytes: 2 };
-        let graph = device.build_graph(&[step, step, copy, GraphStep::Signal]).unwrap();
-        let run = GraphRun { inputs: &[whole(&input)], ints: &[], peers: &[], timed: false };
+        let graph = device.build_graph(&[step, step, copy]).unwrap();
+        let run = GraphRun { inputs: &[whole(&input)], ints: &[], timed: false };
         device.run_graph(&graph, &run).unwrap();
         device.run_graph(&graph, &run).unwrap();
         assert_eq!(bytes(device.as_mut(), &fixed), [4, 4]);
-        assert_eq!(device.timeline().value, 2);
     }
 
     #[test]

@@ -76,8 +76,6 @@ pub(super) enum Packet<'a> {
         /// Addresses.
         inputs: &'a [u64],
         ints: &'a [u64],
-        /// Pairs: the timeline's segment and its value.
-        peers: &'a [u64],
     },
     /// The next descriptor on the socket is this segment's.
     Import {
@@ -219,12 +217,10 @@ impl<'a> Packet<'a> {
                 out.extend_from_slice(steps);
                 kind::GRAPH_BUILD
             }
-            Packet::GraphRun { graph, timer, inputs, ints, peers } => {
-                out.push(pair(graph, timer.unwrap_or(UNTIMED)));
-                out.push(pair(count(inputs), count(ints)));
-                for part in [inputs, ints, peers] {
-                    out.extend_from_slice(part);
-                }
+            Packet::GraphRun { graph, timer, inputs, ints } => {
+                out.extend([pair(graph, timer.unwrap_or(UNTIMED)), u64::from(count(inputs))]);
+                out.extend_from_slice(inputs);
+                out.extend_from_slice(ints);
                 kind::GRAPH_RUN
             }
             Packet::GraphDrop { graph } => {
@@ -270,12 +266,10 @@ impl<'a> Packet<'a> {
                 Packet::GraphBuild { graph: halves(*graph).0, steps }
             }
             (kind::GRAPH_DROP, &[graph]) => Packet::GraphDrop { graph: halves(graph).0 },
-            (kind::GRAPH_RUN, [which, counts, rest @ ..]) => {
+            (kind::GRAPH_RUN, [which, inputs, rest @ ..]) => {
                 let (graph, timed) = halves(*which);
-                let (inputs, ints) = halves(*counts);
-                let (inputs, rest) = rest.split_at_checked(usize::try_from(inputs).ok()?)?;
-                let (ints, peers) = rest.split_at_checked(usize::try_from(ints).ok()?)?;
-                Packet::GraphRun { graph, timer: timer(timed), inputs, ints, peers }
+                let (inputs, ints) = rest.split_at_checked(usize::try_from(*inputs).ok()?)?;
+                Packet::GraphRun { graph, timer: timer(timed), inputs, ints }
             }
             (kind::IMPORT, &[which, bytes]) => {
                 let (segment, writable) = halves(which);
@@ -329,14 +323,10 @@ pub(super) fn head(word: u64) -> (u8, usize) {
 pub(super) enum Step<'a> {
     Copy { to: u64, from: u64, bytes: u64 },
     Launch { program: u32, buffers: &'a [u64], values: &'a [u64] },
-    Signal,
-    Wait { peer: u32, steps: u32 },
 }
 
 const STEP_COPY: u8 = 1;
 const STEP_LAUNCH: u8 = 2;
-const STEP_SIGNAL: u8 = 3;
-const STEP_WAIT: u8 = 4;
 
 impl<'a> Step<'a> {
     /// Appends the step's words to `out`.
@@ -354,11 +344,6 @@ impl<'a> Step<'a> {
                 out.extend_from_slice(values);
                 STEP_LAUNCH
             }
-            Step::Signal => STEP_SIGNAL,
-            Step::Wait { peer, steps } => {
-                out.push(pair(peer, steps));
-                STEP_WAIT
-            }
         };
         let words = count(&out[start..]);
         out[start] = pair(u32::from(kind), words);
@@ -374,11 +359,6 @@ impl<'a> Step<'a> {
                 let (program, buffers) = halves(*which);
                 let (buffers, values) = args.split_at_checked(usize::try_from(buffers).ok()?)?;
                 Step::Launch { program, buffers, values }
-            }
-            (STEP_SIGNAL, []) => Step::Signal,
-            (STEP_WAIT, &[which]) => {
-                let (peer, steps) = halves(which);
-                Step::Wait { peer, steps }
             }
             _ => return None,
         };
@@ -426,7 +406,7 @@ mod tests {
         #[test]
         fn packet_encoded_and_decoded_is_the_same(
             (a, b, n) in (any::<u32>(), 0..UNTIMED, any::<u64>()),
-            (x, y, z) in (words(), words(), words()),
+            (x, y) in (words(), words()),
         ) {
             let at = Address::new(a % Address::SEGMENTS_MAX, n >> 23);
             let to = Address::new(b % Address::SEGMENTS_MAX, n & 0xFFFF_FFFF);
@@ -437,7 +417,7 @@ mod tests {
                 let expected = Packet::Launch { program, timer, buffers, values };
                 prop_assert_eq!(Packet::decode(&launch), Some(expected));
                 check(Packet::Launch { program: a, timer, buffers: &x, values: &y });
-                check(Packet::GraphRun { graph: a, timer, inputs: &x, ints: &y, peers: &z });
+                check(Packet::GraphRun { graph: a, timer, inputs: &x, ints: &y });
             }
             check(Packet::Copy { to, from: at, bytes: n });
             check(Packet::Discard { at, bytes: n });
@@ -455,14 +435,12 @@ mod tests {
 
         #[test]
         fn steps_encoded_and_decoded_are_the_same(
-            (a, b, n) in (any::<u32>(), any::<u32>(), any::<u64>()),
+            (a, n) in (any::<u32>(), any::<u64>()),
             (x, y) in (words(), words()),
         ) {
             let steps = [
                 Step::Launch { program: a, buffers: &x, values: &y },
                 Step::Copy { to: n, from: !n, bytes: u64::from(a) },
-                Step::Signal,
-                Step::Wait { peer: a, steps: b },
             ];
             let mut out = Vec::new();
             steps.iter().for_each(|step| step.encode(&mut out));

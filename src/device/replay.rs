@@ -11,7 +11,7 @@ use super::cpu::Kernel;
 use super::packet::{Address, Step, VARIABLE};
 use super::ring::Ring;
 use super::shared::to_usize;
-use super::worker::{Clock, Failure, Memory};
+use super::worker::{Failure, Memory};
 use crate::config::DeviceLimits;
 
 pub(super) struct Graph {
@@ -41,18 +41,12 @@ enum Ready {
         first: usize,
         count: usize,
     },
-    Signal,
-    Wait {
-        peer: usize,
-        steps: u32,
-    },
 }
 
 /// What one run is given.
 pub(super) struct Run<'a> {
     pub(super) inputs: &'a [u64],
     pub(super) ints: &'a [u64],
-    pub(super) peers: &'a [u64],
 }
 
 impl Graph {
@@ -95,10 +89,6 @@ impl Graph {
                 let (kernel, count) = (Rc::clone(kernel), self.args.len() - first);
                 self.steps.push(Ready::Launch { kernel, first, count });
             }
-            Step::Signal => self.steps.push(Ready::Signal),
-            Step::Wait { peer, steps } => {
-                self.steps.push(Ready::Wait { peer: to_usize(u64::from(peer)), steps });
-            }
         }
         Ok(())
     }
@@ -128,7 +118,6 @@ impl Graph {
         run: &Run<'_>,
         memory: &Memory,
         ring: &Ring,
-        clock: &mut Clock,
     ) -> Result<(), Failure> {
         for patch in &self.inputs {
             let input = *run.inputs.get(patch.position).ok_or(Failure::Packet)?;
@@ -150,24 +139,10 @@ impl Graph {
                     // SAFETY: both were resolved for `bytes` bytes, by `build` or above.
                     unsafe { memory.copy(self.args[*first], self.args[*first + 1], *bytes, ring) };
                 }
-                Ready::Signal => clock.signal(),
-                Ready::Wait { peer, steps } => wait(run, *peer, *steps, memory, ring)?,
             }
         }
         Ok(())
     }
-}
-
-fn wait(
-    run: &Run<'_>,
-    peer: usize,
-    steps: u32,
-    memory: &Memory,
-    ring: &Ring,
-) -> Result<(), Failure> {
-    let peers = run.peers.as_chunks::<2>().0;
-    let [timeline, value] = *peers.get(peer).ok_or(Failure::Packet)?;
-    memory.wait(timeline, value.saturating_add(u64::from(steps)), ring)
 }
 
 /// How many units of work a copy is, for the server's count and for the worker's.

@@ -142,8 +142,8 @@ impl Worker {
                 Ok(())
             }
             Packet::GraphDrop { graph } => take(&mut self.graphs, graph).map(drop),
-            Packet::GraphRun { graph, timer, inputs, ints, peers } => {
-                self.run_graph(graph, timer, &Run { inputs, ints, peers })
+            Packet::GraphRun { graph, timer, inputs, ints } => {
+                self.run_graph(graph, timer, &Run { inputs, ints })
             }
             Packet::Import { segment, bytes, writable } => self.import(segment, bytes, writable),
             Packet::Indirect { .. } => Err(Failure::Packet),
@@ -194,7 +194,7 @@ impl Worker {
         let graph = self.graphs.get_mut(to_usize(u64::from(graph))).and_then(Option::as_mut);
         let graph = graph.ok_or(Failure::Packet)?;
         let start = timer.map(|_| Instant::now());
-        graph.run(run, &self.memory, &self.ring, &mut self.clock)?;
+        graph.run(run, &self.memory, &self.ring)?;
         self.stop_timer(timer, start);
         Ok(())
     }
@@ -297,13 +297,13 @@ fn close_inherited() -> Result<(), Failure> {
 }
 
 /// This device's timeline.
-pub(super) struct Clock {
+struct Clock {
     page: Mapping,
     signals: u64,
 }
 
 impl Clock {
-    pub(super) fn signal(&mut self) {
+    fn signal(&mut self) {
         self.signals += 1;
         Words::of(&self.page).set(self.signals);
     }
@@ -418,7 +418,7 @@ impl Memory {
     }
 
     /// Sleeps until another device's timeline has reached a value.
-    pub(super) fn wait(&self, timeline: u64, value: u64, ring: &Ring) -> Result<(), Failure> {
+    fn wait(&self, timeline: u64, value: u64, ring: &Ring) -> Result<(), Failure> {
         let timeline = u32::try_from(timeline).map_err(|_| Failure::Packet)?;
         let page = self.segment(timeline)?;
         page.at(0, PAGE_BYTES).ok_or(Failure::Packet)?;

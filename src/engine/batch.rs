@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::buffer::Buffer;
+use super::graph::{Building, Running};
 use super::program::ProgramKey;
 use super::session::{Home, Owner, SessionId};
 use super::{Cause, WaitFor};
@@ -168,8 +169,10 @@ pub enum Progress {
 pub(super) enum Pending {
     Bytes(Reading),
     Compile { session: SessionId, key: ProgramKey, ticket: compile::Ticket },
-    Elapsed { fences: Vec<(SessionId, Fence)> },
+    Elapsed { session: SessionId, fence: Fence },
     Event { session: SessionId, event: EventNumber, until: Instant },
+    GraphBuild(Box<Building>),
+    GraphRun(Box<Running>),
     Load { session: SessionId, key: ProgramKey, program: Program, fence: Fence },
 }
 

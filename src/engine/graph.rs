@@ -1,22 +1,35 @@
-//! Graphs: a recorded list of kernels and copies, over one or several sessions, run as one
-//! submission to each device that takes part.
+//! Graphs: a recorded list of kernels and copies, over one or several sessions.
 //!
-//! A graph's steps are in one order; each device runs its own in that order. Devices meet only
-//! where a copy goes from one to another: the destination waits for the source's steps so far, and
-//! the source goes on to later steps of its own, which might overwrite what is copied, only after
-//! the copy. A graph keeps the buffers and programs that it uses.
+//! Owns: [`GraphState`], and how it is recorded on the devices and run. A graph's steps are in one
+//! order. They are sorted into [`Turn`]s of the devices that take part: sections, each a graph of
+//! one device and one submission to it, and between them signals and waits where a copy goes from
+//! one device to another. A graph of one device is one section. A graph keeps the buffers and
+//! programs that it uses.
+//!
+//! A run takes the turns in their order. Each comes after all that it waits for, so a run may stop
+//! between two of them until there is room, and a device never waits for what nobody has queued.
+//!
+//! Absent: what waits for what (`recorder`).
 
-use std::collections::HashMap;
+mod recorder;
+
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
-use super::batch::Pending;
+use super::batch::{Output, Pending};
 use super::buffer::Buffer;
 use super::program::{dimension, kernel_value};
 use super::session::{SessionId, Thing};
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
-use crate::device::{Graph, GraphBuffer, GraphInt, GraphRun, GraphStep, Point, Program, Span};
-use crate::wire::command::{self, BufferNumber, GraphItem, GraphNumber, SessionKey};
-use crate::wire::symbolic::{Integer, Variable};
+use crate::config::DeviceLimits;
+use crate::device::{
+    Fence, Graph, GraphBuffer, GraphInt, GraphRun, GraphStep, Point, Program, Span,
+};
+use crate::wire::command::{self, GraphNumber};
+use crate::wire::reply;
+use crate::wire::symbolic::Integer;
+use recorder::Recorder;
 
 /// A recorded graph.
 #[derive(Debug, Default)]
@@ -25,23 +38,32 @@ pub(super) struct GraphState {
     /// get inputs of other sizes, as they do where shapes are symbolic.
     inputs: Vec<u64>,
     integers: Vec<BoundInteger>,
-    parts: Vec<Part>,
+    /// Those who take part.
+    sessions: Vec<SessionId>,
+    turns: Vec<Turn>,
 }
 
-/// What one device does of a graph.
+/// What one device does next. `part` is a position among the graph's sessions.
 #[derive(Debug)]
-struct Part {
-    session: SessionId,
-    /// Positions of the inputs that this part uses, in the order of its own.
+enum Turn {
+    Section(Section),
+    /// Signals have numbers, from 0, in their order.
+    Signal {
+        part: usize,
+    },
+    Wait {
+        part: usize,
+        signal: usize,
+    },
+}
+
+/// Steps that one device does by itself.
+#[derive(Debug)]
+struct Section {
+    part: usize,
+    /// Positions of the inputs that are used, in the order of the section's own.
     inputs: Vec<usize>,
-    /// The parts whose timelines this one waits for.
-    peers: Vec<usize>,
     steps: Vec<OwnedStep>,
-    /// Signals among the steps so far.
-    signals: u32,
-    /// Copies from this part's memory that it has not waited for yet: the part that copies, and
-    /// its signals then.
-    readers: Vec<(usize, u32)>,
     graph: Option<Graph>,
 }
 
@@ -60,17 +82,12 @@ enum OwnedStep {
         global: Option<[GraphInt; 3]>,
         local: Option<[GraphInt; 3]>,
     },
-    Signal,
-    Wait {
-        peer: usize,
-        steps: u32,
-    },
 }
 
 #[derive(Debug)]
 enum OwnedBuffer {
     Fixed(Buffer),
-    /// Position among the part's inputs.
+    /// Position among the section's inputs.
     Input(usize),
 }
 
@@ -97,18 +114,50 @@ enum Origin {
     Variable(Box<str>),
 }
 
+/// A graph that is being recorded on its devices.
+#[derive(Debug)]
+pub(super) struct Building {
+    session: SessionId,
+    number: GraphNumber,
+    graph: GraphState,
+    /// Turns up to here are recorded.
+    next: usize,
+}
+
+/// A run of a graph under way.
+#[derive(Debug)]
+pub(super) struct Running {
+    graph: Rc<GraphState>,
+    inputs: Vec<Buffer>,
+    integers: Vec<i32>,
+    /// Turns up to here are queued.
+    next: usize,
+    /// What the signals so far lead to.
+    points: Vec<Point>,
+    timing: Option<Timing>,
+}
+
+/// What the sections of a run took.
+#[derive(Debug, Default)]
+struct Timing {
+    /// Those that may still run, in their order.
+    running: VecDeque<(SessionId, Fence)>,
+    /// Those before.
+    elapsed: Vec<Duration>,
+}
+
+/// Sections whose time nobody has asked for yet. A device remembers only so many.
+const TIMED_MAX: usize = DeviceLimits::TIMERS / 2;
+
 impl Engine {
     pub(super) fn graph_alloc(
         &mut self,
         at: SessionId,
         c: &command::GraphAlloc<'_>,
     ) -> Result<Step, Stop> {
-        let session = self.get(at)?;
         let limit = self.limits.graphs_per_session_max;
-        if session.graphs.contains_key(&c.graph) {
-            return Err(Cause::GraphExists { graph: c.graph.0 }.into());
-        }
-        if session.graphs.len() >= limit {
+        self.graph_is_new(at, c.graph)?;
+        if self.get(at)?.graphs.len() >= limit {
             return Err(Cause::Limit { what: "graphs", limit }.into());
         }
         let nodes = c.items.len().max(c.inputs.len());
@@ -116,33 +165,52 @@ impl Engine {
         if nodes > limit {
             return Err(Cause::GraphTooLarge { nodes, limit }.into());
         }
-        let mut builder = Builder::default();
-        for (position, name) in c.inputs.iter().enumerate() {
-            let session = self.other_session(&name.session)?;
-            builder.inputs.entry((session, name.buffer)).or_insert(position);
-            self.get(session)?.buffer(name.buffer)?;
-            builder.graph.inputs.push(0);
+        let mut recorder = Recorder::default();
+        for name in c.inputs.iter() {
+            recorder.input(self, name)?;
         }
         for item in c.items.iter() {
-            match item {
-                GraphItem::Compute(item) => builder.launch(self, item)?,
-                GraphItem::Transfer { session, transfer } => {
-                    builder.copy(self, session, transfer)?;
+            recorder.item(self, item)?;
+        }
+        let graph = recorder.finish();
+        self.graph_build(Building { session: at, number: c.graph, graph, next: 0 })
+    }
+
+    /// Records a graph's sections, as far as there is room.
+    pub(super) fn graph_build(&mut self, mut building: Building) -> Result<Step, Stop> {
+        let mut left = self.limits.commands_per_slice;
+        let Building { graph: GraphState { sessions, turns, .. }, next, .. } = &mut building;
+        while let Some(turn) = turns.get_mut(*next) {
+            if let Turn::Section(section) = turn {
+                if left == 0 {
+                    return Ok(Step::Pause(Pending::GraphBuild(Box::new(building))));
                 }
+                let device = match self.device(sessions[section.part]) {
+                    Ok(session) => session.open_device()?,
+                    Err(Stop::Retry(room)) => {
+                        return Ok(Step::Wait(room, Pending::GraphBuild(Box::new(building))));
+                    }
+                    Err(stop) => return Err(stop),
+                };
+                let recorded = with_steps(&section.steps, |steps| device.build_graph(steps))?;
+                section.graph = Some(recorded);
+                left -= 1;
             }
+            *next += 1;
         }
-        let mut graph = builder.finish();
-        for part in &graph.parts {
-            self.device(part.session)?;
-        }
-        for part in &mut graph.parts {
-            let device = self.get_mut(part.session)?.open_device()?;
-            part.graph = Some(with_steps(&part.steps, |steps| device.build_graph(steps))?);
-        }
-        let session = self.get_mut(at)?;
-        session.forget_missing(&Thing::Graph(c.graph));
-        session.graphs.insert(c.graph, Rc::new(graph));
+        let Building { session, number, graph, .. } = building;
+        self.graph_is_new(session, number)?;
+        let session = self.get_mut(session)?;
+        session.forget_missing(&Thing::Graph(number));
+        session.graphs.insert(number, Rc::new(graph));
         DONE
+    }
+
+    fn graph_is_new(&self, at: SessionId, graph: GraphNumber) -> Result<(), Cause> {
+        if self.get(at)?.graphs.contains_key(&graph) {
+            return Err(Cause::GraphExists { graph: graph.0 });
+        }
+        Ok(())
     }
 
     pub(super) fn graph_free(&mut self, at: SessionId, graph: GraphNumber) -> Result<Step, Stop> {
@@ -165,30 +233,76 @@ impl Engine {
         })?;
         let inputs = self.graph_inputs(&graph, c)?;
         let integers = graph.integers(c)?;
-        // All devices have room before any gets its part: they wait for each other.
-        for part in &graph.parts {
-            self.device(part.session)?;
+        // Those who are lost are found before anything is queued.
+        for session in &graph.sessions {
+            self.device(*session)?;
         }
-        let mut timelines = Vec::new();
-        for part in &graph.parts {
-            timelines.push(self.get_mut(part.session)?.open_device()?.timeline());
+        let (points, timing) = (Vec::new(), c.wait.then(Timing::default));
+        self.graph_run(Running { graph, inputs, integers, next: 0, points, timing })
+    }
+
+    /// Goes on with a run, as far as there is room.
+    pub(super) fn graph_run(&mut self, mut running: Running) -> Result<Step, Stop> {
+        let until = running.next.saturating_add(self.limits.commands_per_slice);
+        let ran = loop {
+            if running.next >= running.graph.turns.len() {
+                break self.graph_collect(&mut running, 0);
+            }
+            if running.next >= until {
+                return Ok(Step::Pause(Pending::GraphRun(Box::new(running))));
+            }
+            let taken = self.graph_turn(&mut running);
+            if taken.is_err() {
+                break taken;
+            }
+            running.next += 1;
+        };
+        match ran {
+            Ok(()) => Ok(Step::Done(running.output())),
+            Err(Stop::Retry(wait)) => Ok(Step::Wait(wait, Pending::GraphRun(Box::new(running)))),
+            Err(stop) => Err(stop),
         }
-        let mut fences = Vec::new();
-        for part in &graph.parts {
-            let Some(recorded) = &part.graph else { continue };
-            let spans: Vec<Span<'_>> = part.inputs.iter().map(|i| inputs[*i].span()).collect();
-            let peers: Vec<Point> = part.peers.iter().map(|p| timelines[*p].clone()).collect();
-            let run = GraphRun { inputs: &spans, ints: &integers, peers: &peers, timed: c.wait };
-            let device = self.get_mut(part.session)?.open_device()?;
-            fences.push((part.session, device.run_graph(recorded, &run)?));
+    }
+
+    fn graph_turn(&mut self, running: &mut Running) -> Result<(), Stop> {
+        self.graph_collect(running, TIMED_MAX)?;
+        let Running { graph, inputs, integers, next, points, timing } = running;
+        match &graph.turns[*next] {
+            Turn::Section(Section { part, inputs: used, graph: recorded, .. }) => {
+                let session = graph.sessions[*part];
+                let device = self.device(session)?.open_device()?;
+                let Some(recorded) = recorded else { return Ok(()) };
+                let spans: Vec<Span<'_>> = used.iter().map(|input| inputs[*input].span()).collect();
+                let run = GraphRun { inputs: &spans, ints: integers, timed: timing.is_some() };
+                let fence = device.run_graph(recorded, &run)?;
+                if let Some(timing) = timing {
+                    timing.running.push_back((session, fence));
+                }
+            }
+            Turn::Signal { part } => {
+                points.push(self.device(graph.sessions[*part])?.open_device()?.signal()?);
+            }
+            Turn::Wait { part, signal } => {
+                self.device(graph.sessions[*part])?.open_device()?.wait(&points[*signal])?;
+            }
         }
-        match fences.last() {
-            Some((session, fence)) if c.wait => Ok(Step::Wait(
-                WaitFor::Device { session: *session, fence: *fence },
-                Pending::Elapsed { fences },
-            )),
-            _ => DONE,
+        Ok(())
+    }
+
+    /// Takes the times of sections until no more than `most` may still run.
+    fn graph_collect(&mut self, running: &mut Running, most: usize) -> Result<(), Stop> {
+        let Some(timing) = &mut running.timing else { return Ok(()) };
+        while timing.running.len() > most
+            && let Some(&(at, fence)) = timing.running.front()
+        {
+            let session = self.get_mut(at)?;
+            if !session.completed(fence) && session.lost().is_none() {
+                return Err(Stop::Retry(WaitFor::Device { session: at, fence }));
+            }
+            timing.elapsed.push(self.elapsed(at, fence)?);
+            timing.running.pop_front();
         }
+        Ok(())
     }
 
     fn graph_inputs(
@@ -214,7 +328,33 @@ impl Engine {
     }
 }
 
+impl Running {
+    /// The time that the run took, where it was asked for.
+    fn output(&mut self) -> Output {
+        let Some(timing) = &self.timing else { return Output::Empty };
+        let longest = self.graph.longest(&timing.elapsed);
+        Output::Text(reply::Seconds(longest.as_secs_f64()).to_string())
+    }
+}
+
 impl GraphState {
+    /// From the begin of a run to its end, if sections take as long as this and nothing else takes
+    /// time: the longest way along what waits for what.
+    fn longest(&self, elapsed: &[Duration]) -> Duration {
+        let mut clocks = vec![Duration::ZERO; self.sessions.len()];
+        let (mut signals, mut elapsed) = (Vec::new(), elapsed.iter());
+        for turn in &self.turns {
+            match *turn {
+                Turn::Section(Section { part, .. }) => {
+                    clocks[part] += elapsed.next().copied().unwrap_or_default();
+                }
+                Turn::Signal { part } => signals.push(clocks[part]),
+                Turn::Wait { part, signal } => clocks[part] = clocks[part].max(signals[signal]),
+            }
+        }
+        clocks.into_iter().max().unwrap_or_default()
+    }
+
     /// The values of all integers in a run.
     fn integers(&self, c: &command::GraphExec<'_>) -> Result<Vec<i32>, Cause> {
         let given: HashMap<&str, i64> =
@@ -237,200 +377,6 @@ impl GraphState {
     }
 }
 
-/// A graph that is being recorded.
-#[derive(Default)]
-struct Builder {
-    graph: GraphState,
-    /// Positions of the inputs by what stood there.
-    inputs: HashMap<(SessionId, BufferNumber), usize>,
-    /// Positions among a part's inputs, by part and position among the graph's.
-    part_inputs: HashMap<(usize, usize), usize>,
-    parts: HashMap<SessionId, usize>,
-    /// Positions of variables among the graph's integers.
-    variables: HashMap<Box<str>, usize>,
-}
-
-impl Builder {
-    fn launch(
-        &mut self,
-        engine: &Engine,
-        item: &command::GraphComputeItem<'_>,
-    ) -> Result<(), Cause> {
-        let session = engine.other_session(&item.session)?;
-        let program = engine.get(session)?.names().program(&item.name, item.source)?;
-        let program = Rc::clone(program);
-        let part = self.part(session);
-        let buffers = item
-            .buffers
-            .iter()
-            .map(|number| self.buffer(engine, part, session, *number))
-            .collect::<Result<_, _>>()?;
-        let fixed: HashMap<Box<str>, i64> =
-            item.fixed.0.iter().map(|(key, value)| (key.name().into(), *value)).collect();
-        let fixed = Rc::new(fixed);
-        let values = item
-            .variables
-            .iter()
-            .map(|variable| self.variable(variable, &fixed))
-            .collect::<Result<_, _>>()?;
-        let global = self.sizes("global size", item.global.as_ref(), &fixed)?;
-        let local = self.sizes("local size", item.local.as_ref(), &fixed)?;
-        self.wait_for_readers(part);
-        let step = OwnedStep::Launch { program, buffers, values, global, local };
-        self.graph.parts[part].steps.push(step);
-        Ok(())
-    }
-
-    fn copy(
-        &mut self,
-        engine: &Engine,
-        session: &SessionKey<'_>,
-        c: &command::Transfer<'_>,
-    ) -> Result<(), Cause> {
-        let from_session = engine.other_session(session)?;
-        let to_session = engine.other_session(&c.destination_session)?;
-        let (from_number, to_number) = (c.source, c.destination);
-        let from = engine.get(from_session)?.buffer(from_number)?;
-        let to = engine.get(to_session)?.buffer(to_number)?;
-        if from.bytes != to.bytes {
-            return Err(Cause::Length {
-                what: format!("source buffer {}", from_number.0),
-                left: from.bytes,
-                other: format!("destination buffer {}", to_number.0),
-                right: to.bytes,
-            });
-        }
-        let bytes = from.bytes;
-        let (source, destination) = (self.part(from_session), self.part(to_session));
-        for name in [(from_session, from_number), (to_session, to_number)] {
-            if let Some(position) = self.inputs.get(&name) {
-                let copied = &mut self.graph.inputs[*position];
-                *copied = bytes.max(*copied);
-            }
-        }
-        let to = self.buffer(engine, destination, to_session, to_number)?;
-        let from = self.buffer(engine, destination, from_session, from_number)?;
-        if source != destination {
-            let signals = self.signal(source);
-            self.wait(destination, source, signals);
-        }
-        self.wait_for_readers(destination);
-        self.graph.parts[destination].steps.push(OwnedStep::Copy { to, from, bytes });
-        if source != destination {
-            let signals = self.signal(destination);
-            self.graph.parts[source].readers.push((destination, signals));
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> GraphState {
-        (0..self.graph.parts.len()).for_each(|part| self.wait_for_readers(part));
-        self.graph
-    }
-
-    fn part(&mut self, session: SessionId) -> usize {
-        *self.parts.entry(session).or_insert_with(|| {
-            self.graph.parts.push(Part {
-                session,
-                inputs: Vec::new(),
-                peers: Vec::new(),
-                steps: Vec::new(),
-                signals: 0,
-                readers: Vec::new(),
-                graph: None,
-            });
-            self.graph.parts.len() - 1
-        })
-    }
-
-    /// A buffer as a step of `part` sees it.
-    fn buffer(
-        &mut self,
-        engine: &Engine,
-        part: usize,
-        session: SessionId,
-        number: BufferNumber,
-    ) -> Result<OwnedBuffer, Cause> {
-        if let Some(position) = self.inputs.get(&(session, number)) {
-            let inputs = &mut self.graph.parts[part].inputs;
-            let index = *self.part_inputs.entry((part, *position)).or_insert_with(|| {
-                inputs.push(*position);
-                inputs.len() - 1
-            });
-            return Ok(OwnedBuffer::Input(index));
-        }
-        Ok(OwnedBuffer::Fixed(engine.get(session)?.buffer(number)?.clone()))
-    }
-
-    /// Signals from `part`, and how many signals that makes.
-    fn signal(&mut self, part: usize) -> u32 {
-        let part = &mut self.graph.parts[part];
-        part.steps.push(OwnedStep::Signal);
-        part.signals += 1;
-        part.signals
-    }
-
-    fn wait(&mut self, part: usize, peer: usize, steps: u32) {
-        let part = &mut self.graph.parts[part];
-        // There are as many as sessions of one connection at most.
-        let peer = part.peers.iter().position(|known| *known == peer).unwrap_or_else(|| {
-            part.peers.push(peer);
-            part.peers.len() - 1
-        });
-        part.steps.push(OwnedStep::Wait { peer, steps });
-    }
-
-    /// Lets `part` go on only after others have copied from its memory.
-    fn wait_for_readers(&mut self, part: usize) {
-        for (reader, signals) in std::mem::take(&mut self.graph.parts[part].readers) {
-            self.wait(part, reader, signals);
-        }
-    }
-
-    fn variable(
-        &mut self,
-        variable: &Variable<'_>,
-        fixed: &Rc<HashMap<Box<str>, i64>>,
-    ) -> Result<GraphInt, Cause> {
-        let name: &str = &variable.name;
-        if let Some(value) = fixed.get(name) {
-            return kernel_value(*value).map(GraphInt::Fixed);
-        }
-        if let Some(position) = self.variables.get(name) {
-            return Ok(GraphInt::Variable(*position));
-        }
-        let from = Origin::Variable(name.into());
-        let position = self.push(BoundInteger { from, fixed: Rc::default() });
-        self.variables.insert(name.into(), position);
-        Ok(GraphInt::Variable(position))
-    }
-
-    fn sizes(
-        &mut self,
-        what: &'static str,
-        sizes: Option<&command::LaunchSize<Integer<'_>>>,
-        fixed: &Rc<HashMap<Box<str>, i64>>,
-    ) -> Result<Option<[GraphInt; 3]>, Cause> {
-        let Some(sizes) = sizes else { return Ok(None) };
-        let mut launch = [GraphInt::Fixed(1); 3];
-        for (to, integer) in launch.iter_mut().zip(sizes.as_slice()) {
-            *to = match integer {
-                Integer::Fixed(value) => GraphInt::Fixed(dimension(what, *value)?),
-                Integer::Expression(_) => {
-                    let from = Origin::Size { what, integer: integer.clone().into_owned() };
-                    GraphInt::Variable(self.push(BoundInteger { from, fixed: Rc::clone(fixed) }))
-                }
-            };
-        }
-        Ok(Some(launch))
-    }
-
-    fn push(&mut self, integer: BoundInteger) -> usize {
-        self.graph.integers.push(integer);
-        self.graph.integers.len() - 1
-    }
-}
-
 /// Calls `take` with the steps in the form that a device takes them.
 fn with_steps<T>(steps: &[OwnedStep], take: impl FnOnce(&[GraphStep<'_>]) -> T) -> T {
     let buffers: Vec<Vec<GraphBuffer<'_>>> = steps
@@ -440,7 +386,6 @@ fn with_steps<T>(steps: &[OwnedStep], take: impl FnOnce(&[GraphStep<'_>]) -> T) 
                 buffers.iter().map(OwnedBuffer::borrowed).collect()
             }
             OwnedStep::Copy { to, from, .. } => vec![to.borrowed(), from.borrowed()],
-            OwnedStep::Signal | OwnedStep::Wait { .. } => Vec::new(),
         })
         .collect();
     let steps: Vec<GraphStep<'_>> = steps
@@ -453,8 +398,6 @@ fn with_steps<T>(steps: &[OwnedStep], take: impl FnOnce(&[GraphStep<'_>]) -> T) 
             OwnedStep::Launch { program, values, global, local, .. } => {
                 GraphStep::Launch { program, buffers, values, global: *global, local: *local }
             }
-            OwnedStep::Signal => GraphStep::Signal,
-            OwnedStep::Wait { peer, steps } => GraphStep::Wait { peer: *peer, steps: *steps },
         })
         .collect();
     take(&steps)

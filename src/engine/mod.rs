@@ -25,7 +25,7 @@ mod tests;
 mod transfer;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reading, Reply, Rest};
 pub use cause::Cause;
@@ -70,6 +70,8 @@ enum Step {
     Done(Output),
     /// The command has begun; `Pending` says how it ends.
     Wait(WaitFor, Pending),
+    /// The command has begun and could go on, but it is others' turn.
+    Pause(Pending),
 }
 
 const DONE: Result<Step, Stop> = Ok(Step::Done(Output::Empty));
@@ -149,6 +151,10 @@ impl Engine {
                     batch.pending = Some(pending);
                     return Progress::Wait(wait);
                 }
+                Ok(Step::Pause(pending)) => {
+                    batch.pending = Some(pending);
+                    return Progress::Pause;
+                }
                 Err(Stop::Failed(cause)) => {
                     if let Some(command) = batch.commands.get(batch.next)
                         && let Some((_, key)) = batch.commands.session(batch.next)
@@ -214,10 +220,12 @@ impl Engine {
             Pending::Compile { session, key, ticket } => {
                 self.program_compiled(session, key, &ticket)
             }
-            Pending::Elapsed { fences } => self.elapsed(&fences),
+            Pending::Elapsed { session, fence } => self.launch_elapsed(session, fence),
             Pending::Event { session, event, until } => {
                 self.event_resume(session, event, until, now)
             }
+            Pending::GraphBuild(building) => self.graph_build(*building),
+            Pending::GraphRun(running) => self.graph_run(*running),
             Pending::Load { session, key, program, fence } => {
                 self.program_loaded(session, key, program, fence)
             }
@@ -324,16 +332,10 @@ impl Engine {
         }
     }
 
-    /// The time that timed work took, as the client reads it: the longest of its parts, in seconds.
-    fn elapsed(&mut self, fences: &[(SessionId, Fence)]) -> Result<Step, Stop> {
-        let mut longest = std::time::Duration::ZERO;
-        for (session, fence) in fences {
-            self.finished(*session, *fence)?;
-            if let Some(session) = self.sessions.by_id_mut(*session) {
-                longest = longest.max(session.elapsed(*fence));
-            }
-        }
-        Ok(Step::Done(Output::Text(reply::Seconds(longest.as_secs_f64()).to_string())))
+    /// How long the timed work at `fence` ran.
+    fn elapsed(&mut self, session: SessionId, fence: Fence) -> Result<Duration, Cause> {
+        self.finished(session, fence)?;
+        Ok(self.get_mut(session)?.elapsed(fence))
     }
 }
 

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use hashbrown::Equivalent;
 use smallvec::SmallVec;
 
-use super::batch::{Batch, Pending};
+use super::batch::{Batch, Output, Pending};
 use super::session::{Names, SessionId, Thing};
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
 use crate::blob::Digest;
 use crate::compile;
 use crate::device::{Fence, Launch, LaunchSize, Program, Span};
-use crate::wire::Stored;
 use crate::wire::command::{self, Command};
+use crate::wire::{Stored, reply};
 
 /// The name of a program: the client's name for it, and its source.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -172,8 +172,14 @@ impl Engine {
         }
         Ok(Step::Wait(
             WaitFor::Device { session: at, fence },
-            Pending::Elapsed { fences: vec![(at, fence)] },
+            Pending::Elapsed { session: at, fence },
         ))
+    }
+
+    /// The time that a launch took, as the client reads it: in seconds.
+    pub(super) fn launch_elapsed(&mut self, at: SessionId, fence: Fence) -> Result<Step, Stop> {
+        let elapsed = self.elapsed(at, fence)?;
+        Ok(Step::Done(Output::Text(reply::Seconds(elapsed.as_secs_f64()).to_string())))
     }
 }
 

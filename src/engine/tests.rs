@@ -1,6 +1,7 @@
 //! The engine on null devices: what commands mean, what failures leave behind.
 
 mod adoption;
+mod graphs;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -95,7 +95,7 @@ fn graphs(device: &mut Isolated, program: &Program) {
     let fence = device.last();
     wait(device, fence);
     figure("graph of 10,000 kernels, build, a kernel", 10_000, start);
-    let run = GraphRun { inputs: &[], ints: &[], peers: &[], timed: true };
+    let run = GraphRun { inputs: &[], ints: &[], timed: true };
     let mut ran = Duration::MAX;
     for _ in 0..100 {
         let fence = device.run_graph(&graph, &run).unwrap();

@@ -136,7 +136,7 @@ fn graph_runs_with_what_each_run_gives_it() {
     let graph = device.build_graph(&steps).unwrap();
     for (input, n) in [(&ones, 10), (&twos, 1000)] {
         let inputs = [whole(input), whole(&copy)];
-        let run = GraphRun { inputs: &inputs, ints: &[0, n], peers: &[], timed: true };
+        let run = GraphRun { inputs: &inputs, ints: &[0, n], timed: true };
         let fence = device.run_graph(&graph, &run).unwrap();
         wait(&mut device, fence);
         assert!(device.elapsed(fence) > Duration::ZERO);
@@ -158,7 +158,7 @@ fn graph_of_many_kernels_is_one_submission() {
     let step = GraphStep::Launch { program, buffers: &buffers, values, global, local };
     let graph = device.build_graph(&[step; 10_000]).unwrap();
     let before = device.last();
-    let run = GraphRun { inputs: &[], ints: &[], peers: &[], timed: false };
+    let run = GraphRun { inputs: &[], ints: &[], timed: false };
     let fence = device.run_graph(&graph, &run).unwrap();
     assert_eq!(fence.0, before.0 + 1);
     assert_eq!(read(&mut device, &n), 10_000_u64.to_ne_bytes());
@@ -307,7 +307,7 @@ fn memory_of_another_device_can_be_read_and_not_written() {
     let (program, global, local) = (&program, None, None);
     let step = GraphStep::Launch { program, buffers: &buffers, values: &values, global, local };
     let graph = second.build_graph(&[step]).unwrap();
-    let run = GraphRun { inputs: &[whole(&a)], ints: &[], peers: &[], timed: false };
+    let run = GraphRun { inputs: &[whole(&a)], ints: &[], timed: false };
     second.run_graph(&graph, &run).unwrap();
     assert!(matches!(lost(&mut second), DeviceError::Fault { .. }));
     assert_eq!(read(&mut first, &a), b"mine");
