@@ -4,12 +4,12 @@
 //! decide the exit code.
 
 use std::fmt;
-use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
 use crate::compile::{SandboxStatus, Toolchain};
 use crate::config::CompileConfig;
+use crate::device::gpu::{self, Vendor};
 use crate::shard;
 
 /// Locked memory that glommio's buffers want beside the rings' 512 KiB.
@@ -49,7 +49,9 @@ pub fn run() -> bool {
     let mut lines = vec![io_uring(), memlock(), descriptors()];
     lines.extend(compilers());
     lines.extend(sandbox());
-    lines.extend([cuda(), hip(), rdma()]);
+    lines.extend(accelerator("CUDA", Vendor::Nvidia));
+    lines.extend(accelerator("HIP", Vendor::Amd));
+    lines.push(rdma());
     lines.iter().for_each(|line| println!("{line}"));
     !lines.iter().any(|line| matches!(line.verdict, Verdict::Needs { .. }))
 }
@@ -151,22 +153,18 @@ fn sandbox() -> Vec<Line> {
     vec![landlock, seccomp]
 }
 
-fn cuda() -> Line {
-    accelerator("CUDA", "/proc/driver/nvidia/version", "no NVIDIA driver")
-}
-
-fn hip() -> Line {
-    accelerator("HIP", "/dev/kfd", "no AMD compute driver")
-}
-
-/// GPUs are seen by their drivers' files; this version has no use for them.
-fn accelerator(subject: &'static str, file: &str, absent: &str) -> Line {
-    let found = match Path::new(file).exists() {
-        true => "there is a driver, but this version serves CPU devices only",
-        false => absent,
-    };
-    let remedy = "none needed: CPU devices are served".to_owned();
-    Line { subject, verdict: Verdict::Lacks { remedy }, found: found.to_owned() }
+/// A line for the driver and one for each device, or one that says why there are none.
+fn accelerator(subject: &'static str, vendor: Vendor) -> Vec<Line> {
+    match gpu::describe(vendor) {
+        Ok(lines) => {
+            let line = |found| Line { subject, verdict: Verdict::Ok, found };
+            lines.into_iter().map(line).collect()
+        }
+        Err(absent) => {
+            let verdict = Verdict::Lacks { remedy: absent.remedy() };
+            vec![Line { subject, verdict, found: absent.to_string() }]
+        }
+    }
 }
 
 fn rdma() -> Line {

@@ -20,6 +20,7 @@
 mod backoff;
 mod budget;
 pub mod cpu;
+pub mod gpu;
 mod imports;
 pub mod isolated;
 pub mod null;
