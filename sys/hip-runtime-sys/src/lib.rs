@@ -200,6 +200,9 @@ macro_rules! calls {
         }
 
         impl Runtime {
+            /// The names of all that is looked up, but for the call that writes properties.
+            pub const CALLS: &[&str] = &[$(stringify!($name)),*];
+
             /// Looks every call up.
             ///
             /// # Errors
