@@ -148,7 +148,8 @@ impl EngineLimits {
 #[derive(Clone, Copy, Debug)]
 pub struct ShardLimits {
     /// Longest pause inside a body. A client that died in a way that TCP does not see holds its
-    /// staging memory no longer than this.
+    /// staging memory no longer than twice this: in a long blob the time begins anew, once, to see
+    /// whether few bytes have come.
     pub body_pause_max: Duration,
     /// Connections of one shard. An idle one costs some KiB.
     pub connections_max: usize,

@@ -194,3 +194,32 @@ fn upload_that_never_fits_is_refused_at_once() {
     assert_eq!(reply.status, 503, "{}", reply.text());
     assert!(reply.text().contains("no staging memory for"), "{}", reply.text());
 }
+
+#[test]
+fn client_that_is_slow_in_a_long_blob_but_never_pauses_is_served() {
+    let server = Server::builder().arg("--shards=1").arg("--body-timeout=1").start();
+    let mut client = Client::connect(server.address(), "a");
+    let blobs = [pattern(3 << 20, 1)];
+    let request = upload(&mut client, &blobs);
+    // Far fewer bytes at a time than the server is woken for.
+    let (begin, rest) = request.split_at(1 << 20);
+    let (slow, rest) = rest.split_at(12_000);
+    client.stream.write_all(begin).unwrap();
+    for piece in slow.chunks(1_000) {
+        std::thread::sleep(Duration::from_millis(300));
+        client.stream.write_all(piece).unwrap();
+    }
+    client.stream.write_all(rest).unwrap();
+    assert!(client.receive().ok() == blobs[0]);
+}
+
+#[test]
+fn client_that_pauses_in_a_long_blob_is_refused() {
+    let server = Server::builder().arg("--shards=1").arg("--body-timeout=0.5").start();
+    let mut client = Client::connect(server.address(), "a");
+    let request = upload(&mut client, &[pattern(3 << 20, 1)]);
+    client.stream.write_all(&request[..1 << 20]).unwrap();
+    let begun = Instant::now();
+    assert_eq!(client.receive().status, 408);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}

@@ -168,6 +168,12 @@ impl Shard {
             busy |= connection.deadline.get().is_some() || connection.in_batch.get();
             busy |= connection.staging.tick(now);
             if connection.deadline.get().is_some_and(|deadline| deadline <= now) {
+                if connection.handle.hear_all() {
+                    // Few bytes in the time of many are no pause.
+                    let pause_max = self.config.shard.body_pause_max;
+                    connection.deadline.set(Some(now + pause_max));
+                    continue;
+                }
                 connection.timed_out.set(true);
                 connection.handle.stop_receiving();
             }

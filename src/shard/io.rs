@@ -4,6 +4,7 @@
 //! send, read a bell empty, be woken from another thread. How it is done is `ring`'s and
 //! `driver`'s.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::{Deref, Range};
@@ -16,7 +17,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 
 use super::driver::Reactor;
-use super::ring::{Accept, Chunk, Completion, Keep};
+use super::ring::{self, Accept, Chunk, Completion, Keep};
 use crate::device::shared::Landing;
 use crate::engine::Output;
 
@@ -26,6 +27,10 @@ const BACKLOG: i32 = 1024;
 const LINGER: Duration = Duration::from_millis(500);
 /// Room for what is received where the ring has no buffer left.
 const SPARE_BYTES: usize = 16 << 10;
+
+/// From how many bytes of a long blob on a shard is woken for them. Its waking up costs the sender
+/// time, some microseconds on a virtual machine, and the sender is who a long blob waits for.
+const LOW_WATER_BYTES: usize = 512 << 10;
 
 /// Makes a listening socket that shares its address with others of this process.
 pub(super) fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
@@ -91,9 +96,23 @@ pub(super) struct Socket {
     corked: Vec<u8>,
     /// Whether all that had come was received.
     is_drained: bool,
+    low_water: LowWater,
     /// Whether the way to the peer can send memory without a copy. Loopback copies in the end, and
     /// pays for the book-keeping.
     sends_in_place: bool,
+}
+
+/// How many bytes have to have come before the owner of a socket hears of them.
+#[derive(Clone, Debug)]
+struct LowWater(Rc<Cell<usize>>);
+
+impl LowWater {
+    fn set(&self, socket: &OwnedFd, bytes: usize) -> io::Result<()> {
+        if self.0.replace(bytes) == bytes {
+            return Ok(());
+        }
+        ring::set_receive_low_water(socket, bytes)
+    }
 }
 
 /// Received bytes.
@@ -121,16 +140,18 @@ impl Socket {
             fd: Rc::new(fd),
             corked: Vec::new(),
             is_drained: true,
+            low_water: LowWater(Rc::new(Cell::new(1))),
             sends_in_place,
         }
     }
 
     pub(super) fn handle(&self) -> Handle {
-        Handle(Rc::clone(&self.fd))
+        Handle { fd: Rc::clone(&self.fd), low_water: self.low_water.clone() }
     }
 
     /// Receives what comes next; nothing is the end. What is corked goes out first.
     pub(super) async fn receive(&mut self) -> io::Result<Received> {
+        self.low_water.set(&self.fd, 1)?;
         let corked = std::mem::take(&mut self.corked);
         let ring = self.reactor.ring();
         let done = if self.reactor.is_watching() && self.is_drained {
@@ -160,6 +181,7 @@ impl Socket {
         bytes_max: usize,
     ) -> io::Result<(Vec<u8>, usize)> {
         self.flush().await?;
+        self.low_water.set(&self.fd, 1)?;
         to.reserve(bytes_max);
         let done = self.reactor.ring().receive_into(&self.fd, to, bytes_max).await;
         self.is_drained = !done.has_more;
@@ -170,9 +192,12 @@ impl Socket {
         }
     }
 
-    /// Receives into memory that others map; returns how many bytes came, 0 at the end.
+    /// Receives into memory that others map; returns how many bytes came, 0 at the end. The peer
+    /// has promised to fill it.
     pub(super) async fn receive_landing(&mut self, to: Landing) -> io::Result<usize> {
         self.flush().await?;
+        let low_water = if to.bytes() < LOW_WATER_BYTES { 1 } else { LOW_WATER_BYTES };
+        self.low_water.set(&self.fd, low_water)?;
         let done = self.reactor.ring().receive_landing(&self.fd, to).await;
         self.is_drained = !done.has_more;
         done.result
@@ -238,24 +263,33 @@ fn whole(done: Completion, bytes: usize) -> io::Result<()> {
 
 /// The ways to touch a connection from beside the task that owns it.
 #[derive(Clone, Debug)]
-pub(super) struct Handle(Rc<OwnedFd>);
+pub(super) struct Handle {
+    fd: Rc<OwnedFd>,
+    low_water: LowWater,
+}
 
 impl Handle {
     /// Whether the peer has gone, as far as can be seen without taking bytes.
     pub(super) fn is_gone(&self) -> bool {
         let mut byte = [0_u8; 1];
         let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-        match rustix::net::recv(&*self.0, &mut byte, flags) {
+        match rustix::net::recv(&*self.fd, &mut byte, flags) {
             Ok((count, _)) => count == 0,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => false,
             Err(_) => true,
         }
     }
 
+    /// Has the owner hear of the bytes that are there, if it waits for more of them. Returns whether
+    /// it did.
+    pub(super) fn hear_all(&self) -> bool {
+        self.low_water.0.get() > 1 && self.low_water.set(&self.fd, 1).is_ok()
+    }
+
     /// Makes the owner's receive end.
     pub(super) fn stop_receiving(&self) {
         // The peer may have gone in the meantime; then receiving has ended anyway.
-        let _ = rustix::net::shutdown(&*self.0, rustix::net::Shutdown::Read);
+        let _ = rustix::net::shutdown(&*self.fd, rustix::net::Shutdown::Read);
     }
 }
 

@@ -516,6 +516,19 @@ fn fd_of(descriptor: &Rc<OwnedFd>) -> Fd {
     Fd(descriptor.as_raw_fd())
 }
 
+/// From how many bytes on a socket counts as readable.
+pub(super) fn set_receive_low_water(socket: &OwnedFd, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    let length = libc::socklen_t::try_from(size_of_val(&bytes)).expect("four bytes");
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_RCVLOWAT);
+    let value = (&raw const bytes).cast();
+    // SAFETY: the value lives to the end of the call and has the length that is said.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The length of one operation; more than 1 GiB is done in parts.
 fn length(bytes: usize) -> u32 {
     u32::try_from(bytes.min(1 << 30)).expect("at most 1 GiB")
