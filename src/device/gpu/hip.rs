@@ -26,7 +26,7 @@ use super::loading;
 
 pub(super) use self::start::load;
 
-/// Arguments of a launch: what the runtime's documentation promises.
+/// Arguments of a launch. The runtime names no limit; this is what all of CUDA's versions take.
 const ARGUMENT_BYTES: u32 = 4096;
 
 /// The codes that mean something to the server. What a kernel did is not always told apart: most of

@@ -3,12 +3,17 @@
 //! Reading order: `driver` (the table of calls), `loading` (finding the libraries), `cuda` and
 //! `hip` (the tables).
 
-#![expect(dead_code, reason = "the calls of the table are for the device to make")]
+#![cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the calls of the table are for the device to make")
+)]
 
 mod cuda;
 mod driver;
 mod hip;
 mod loading;
+#[cfg(test)]
+mod tables;
 
 pub use loading::{Absent, Vendor};
 
