@@ -1,10 +1,12 @@
-//! Tests: every call of a table, on the driver that the loader finds.
+//! Tests: every call of a table, on the driver that the loader finds, else on the fake one.
 //!
-//! Absent: drivers. On a machine without one the tests say that they were skipped; with
-//! `LD_LIBRARY_PATH` at fake libraries they run on those. The kernels are what both take: PTX for
-//! CUDA, and for HIP a binary of the fakes', or the file that `OUTBOARD_TEST_HIP_BINARY` names.
+//! The kernels are such as both take: PTX for CUDA, and for HIP a binary of the fake's, or the file
+//! that `OUTBOARD_TEST_HIP_BINARY` names.
 
 use std::ffi::{CStr, c_void};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::ptr;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
@@ -76,19 +78,55 @@ macro_rules! call {
     };
 }
 
-fn found(found: Result<&'static Loaded, &'static Absent>) -> Option<&'static dyn Driver> {
-    match found {
-        Ok(loaded) => Some(loaded.driver),
-        Err(absent) => {
-            eprintln!("SKIPPED: {absent}");
-            None
-        }
-    }
+/// The driver that was found. On a machine without one, the test `name` is run once more in a
+/// process whose loader finds the fake library of this name.
+fn driver(
+    found: Result<&'static Loaded, &'static Absent>,
+    name: &str,
+    fake: (&str, &str),
+) -> Option<&'static dyn Driver> {
+    let absent = match found {
+        Ok(loaded) => return Some(loaded.driver),
+        Err(absent) => absent,
+    };
+    assert!(std::env::var_os("FAKE_GPU_REPORT").is_none(), "the fake is no driver: {absent}");
+    let folder = built(fake);
+    let report = tempfile::NamedTempFile::new().expect("a temporary file");
+    let name = format!("{}::{name}", module_path!().split_once("::").expect("a module").1);
+    let output = Command::new(std::env::current_exe().expect("a test has a file"))
+        .args(["--exact", &name, "--nocapture"])
+        .env("LD_LIBRARY_PATH", folder)
+        .env("FAKE_GPU_DEVICES", "2")
+        .env("FAKE_GPU_REPORT", report.path())
+        .output()
+        .expect("a test can be started");
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    let report = fs::read_to_string(report.path()).expect("the report is text");
+    assert!(report.is_empty(), "{report}");
+    None
+}
+
+/// Compiles a fake library, and returns the folder that it is in.
+fn built((source, library): (&str, &str)) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = root.join("target/fakes-of-tables").join(source);
+    fs::create_dir_all(&folder).expect("the target folder is writable");
+    let fresh = folder.join(format!("{library}.{}", std::process::id()));
+    let status = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args(["--edition", "2024", "--crate-type", "cdylib", "-C", "panic=abort", "-o"])
+        .arg(&fresh)
+        .arg(root.join("tests/fakes").join(source).with_extension("rs"))
+        .status();
+    assert!(status.expect("there is rustc").success(), "{source}.rs does not compile");
+    fs::rename(fresh, folder.join(library)).expect("both are in one folder");
+    folder
 }
 
 fn hip_binary(driver: &dyn Driver) -> Vec<u8> {
     if let Some(file) = std::env::var_os("OUTBOARD_TEST_HIP_BINARY") {
-        return std::fs::read(file).expect("the file that the variable names");
+        return fs::read(file).expect("the file that the variable names");
     }
     let arch = driver.device_info(Ordinal(0)).expect("there is a device").arch;
     let kernels = "kernel add_test 0 0 ppp\nkernel fill_test 0 0 pi\nend\n\0";
@@ -97,14 +135,16 @@ fn hip_binary(driver: &dyn Driver) -> Vec<u8> {
 
 #[test]
 fn every_call_of_cuda_does_what_the_table_says() {
-    if let Some(driver) = found(cuda::load()) {
+    let name = "every_call_of_cuda_does_what_the_table_says";
+    if let Some(driver) = driver(cuda::load(), name, ("cuda", "libcuda.so.1")) {
         every_call(driver, PTX.as_bytes());
     }
 }
 
 #[test]
 fn every_call_of_hip_does_what_the_table_says() {
-    if let Some(driver) = found(hip::load()) {
+    let name = "every_call_of_hip_does_what_the_table_says";
+    if let Some(driver) = driver(hip::load(), name, ("hip", "libamdhip64.so.6")) {
         every_call(driver, &hip_binary(driver));
     }
 }
