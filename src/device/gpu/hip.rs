@@ -587,8 +587,8 @@ impl Driver for Hip {
         let params = node_params(kernel, &mut extra);
         let (mut node, call) = (ptr::null_mut(), self.calls.hipGraphAddKernelNode);
         let (before, count) = (after.as_ptr().cast(), after.len());
-        // SAFETY: the caller says that graph, nodes and function are alive and that the arguments are
-        // the kernel's. A node is one pointer in both declarations; all is read during the call.
+        // SAFETY: the caller says that graph, nodes and function are alive and that the arguments
+        // are the kernel's. A node is one pointer in both declarations; all is read during the call.
         check(unsafe { call(&mut node, raw(graph.0), before, count, &params) })?;
         handle(node).map(Node)
     }

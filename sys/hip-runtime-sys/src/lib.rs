@@ -346,7 +346,7 @@ unsafe fn symbol<F: Copy>(library: &Library, name: &'static str) -> Result<F, Mi
 ///
 /// The library is the HIP runtime, and is never closed.
 unsafe fn properties(library: &Library) -> Result<(DeviceProperties, usize), Missing> {
-    // SAFETY: the caller says that this is the HIP runtime; the room is larger than what is written.
+    // SAFETY: the caller says that this is the HIP runtime; what is written fits into the room.
     let newer = unsafe { symbol(library, "hipGetDevicePropertiesR0600") };
     if let Ok(newer) = newer {
         return Ok((newer, GCN_ARCH_NAME_OFFSET_R0600));

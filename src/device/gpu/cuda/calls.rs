@@ -87,7 +87,7 @@ macro_rules! calls {
             /// Looks every call up, or names the first that is missing.
             pub(super) fn look_up(opened: &Opened) -> Result<Calls, &'static str> {
                 Ok(Calls {
-                    // SAFETY: the types are those of the driver's documentation, as cudarc has them.
+                    // SAFETY: the types are those of the driver's documentation, and cudarc's.
                     $($name: unsafe { opened.call(stringify!($name)) }
                         .ok_or(stringify!($name))?,)*
                     // SAFETY: the types are those of the driver's documentation.

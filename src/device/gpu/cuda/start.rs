@@ -70,8 +70,8 @@ fn start_failure(code: Code, words: &str, path: &str, version: &str) -> Absent {
     const REMEDIES: &[(sys::CUresult, &str)] = &[
         (
             CUDA_ERROR_OPERATING_SYSTEM,
-            "see that /dev/nvidia0, /dev/nvidiactl and /dev/nvidia-uvm are there and may be opened; \
-             nvidia-modprobe -u -c 0 makes them",
+            "see that /dev/nvidia0, /dev/nvidiactl and /dev/nvidia-uvm are there and may be \
+             opened; nvidia-modprobe -u -c 0 makes them",
         ),
         (
             CUDA_ERROR_SYSTEM_NOT_READY,
