@@ -525,8 +525,8 @@ impl Driver for Cuda {
         // The second option's value is a number in the place of a pointer.
         let mut values = [log.as_mut_ptr().cast(), ptr::without_provenance_mut(LOG_BYTES)];
         let mut module = ptr::null_mut();
-        // SAFETY: the compiler made the image: a whole binary, which says how long it is, or text up
-        // to a zero byte. The log has the length that the options give.
+        // SAFETY: the compiler made the image: a whole binary, which says how long it is, or text
+        // up to a zero byte. The log has the length that the options give.
         let result = unsafe {
             (self.calls.cuModuleLoadDataEx)(
                 &mut module,
@@ -627,7 +627,7 @@ impl Driver for Cuda {
         let (mut node, call) = (ptr::null_mut(), self.calls.cuGraphAddKernelNode_v2);
         let (before, count) = (after.as_ptr().cast(), after.len());
         // SAFETY: the caller says that graph, nodes and function are alive and that the arguments
-        // are the kernel's. A node is one pointer in both declarations; all is read during the call.
+        // are the kernel's. A node is one pointer in both declarations; all is read in the call.
         check(unsafe { call(&mut node, raw(graph.0), before, count, &params) })?;
         handle(node).map(Node)
     }

@@ -588,7 +588,7 @@ impl Driver for Hip {
         let (mut node, call) = (ptr::null_mut(), self.calls.hipGraphAddKernelNode);
         let (before, count) = (after.as_ptr().cast(), after.len());
         // SAFETY: the caller says that graph, nodes and function are alive and that the arguments
-        // are the kernel's. A node is one pointer in both declarations; all is read during the call.
+        // are the kernel's. A node is one pointer in both declarations; all is read in the call.
         check(unsafe { call(&mut node, raw(graph.0), before, count, &params) })?;
         handle(node).map(Node)
     }

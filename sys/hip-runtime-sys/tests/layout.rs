@@ -1,8 +1,8 @@
 //! Holds the declarations against those that cubecl generated from ROCm's headers: sizes, places of
 //! fields, constants, and the types of the calls.
 //!
-//! Absent: any call. No ROCm is needed: without one, cubecl-hip-sys takes the newest headers that it
-//! knows; beside one, those of its version, or it does not build if it knows none of that version.
+//! Absent: any call. No ROCm is needed: without one, cubecl-hip-sys takes the newest headers it
+//! knows; beside one, those of its version, and it does not build if it knows none of that version.
 
 use std::any::{type_name, type_name_of_val};
 use std::mem::{align_of, offset_of, size_of};
