@@ -212,10 +212,6 @@ impl Driver for Cuda {
         "CUDA"
     }
 
-    fn version(&self) -> Outcome<String> {
-        Ok(version_text(self.version))
-    }
-
     fn kind(&self, code: Code) -> Kind {
         kind(code)
     }
@@ -428,20 +424,6 @@ impl Driver for Cuda {
         check(unsafe { (self.calls.cuMemsetD8Async)(at.0, 0, length(bytes)?, raw(stream.0)) })
     }
 
-    fn host_alloc(&self, bytes: usize) -> Outcome<*mut u8> {
-        let mut at = ptr::null_mut();
-        // SAFETY: `at` takes one address.
-        check(unsafe {
-            (self.calls.cuMemHostAlloc)(&mut at, bytes, sys::CU_MEMHOSTALLOC_PORTABLE)
-        })?;
-        Ok(at.cast())
-    }
-
-    unsafe fn host_free(&self, at: *mut u8) -> Outcome<()> {
-        // SAFETY: the caller says that this is memory which `host_alloc` made.
-        check(unsafe { (self.calls.cuMemFreeHost)(at.cast()) })
-    }
-
     unsafe fn host_register(&self, at: *mut u8, bytes: usize) -> Outcome<()> {
         let flags = sys::CU_MEMHOSTREGISTER_PORTABLE;
         // SAFETY: the caller says that the memory is there and stays.
@@ -559,13 +541,6 @@ impl Driver for Cuda {
             block_threads: of(CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
             static_shared_bytes: of(CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
         })
-    }
-
-    unsafe fn function_allow_shared(&self, function: Function, bytes: u32) -> Outcome<()> {
-        let what = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        let bytes = c_int::try_from(bytes).map_err(|_| Code(CUDA_ERROR_INVALID_VALUE as c_int))?;
-        // SAFETY: the caller says that the function's module is loaded.
-        check(unsafe { (self.calls.cuFuncSetAttribute)(raw(function.0), what, bytes) })
     }
 
     unsafe fn launch(&self, kernel: &Kernel<'_>, stream: Stream) -> Outcome<()> {

@@ -151,8 +151,6 @@ pub(super) type HostFunction = unsafe extern "C" fn(*mut c_void);
 pub(super) trait Driver: Send + Sync {
     /// `CUDA` or `HIP`: the name that clients see.
     fn name(&self) -> &'static str;
-    /// The driver's own version, such as `13.0`.
-    fn version(&self) -> Outcome<String>;
     /// What a code means.
     fn kind(&self, code: Code) -> Kind;
     /// The driver's own words: name, number and sentence.
@@ -197,9 +195,6 @@ pub(super) trait Driver: Send + Sync {
     unsafe fn memory_free(&self, pointer: DevicePointer) -> Outcome<()>;
     unsafe fn memory_zero(&self, at: DevicePointer, bytes: u64, stream: Stream) -> Outcome<()>;
 
-    /// Pinned memory, reachable by all contexts.
-    fn host_alloc(&self, bytes: usize) -> Outcome<*mut u8>;
-    unsafe fn host_free(&self, at: *mut u8) -> Outcome<()>;
     /// Pins memory that is there already.
     unsafe fn host_register(&self, at: *mut u8, bytes: usize) -> Outcome<()>;
     unsafe fn host_unregister(&self, at: *mut u8) -> Outcome<()>;
@@ -244,8 +239,6 @@ pub(super) trait Driver: Send + Sync {
     unsafe fn module_unload(&self, module: Module) -> Outcome<()>;
     unsafe fn module_function(&self, module: Module, name: &CStr) -> Outcome<Function>;
     unsafe fn function_info(&self, function: Function) -> Outcome<FunctionInfo>;
-    /// Allows dynamic shared memory beyond the default limit.
-    unsafe fn function_allow_shared(&self, function: Function, bytes: u32) -> Outcome<()>;
     unsafe fn launch(&self, kernel: &Kernel<'_>, stream: Stream) -> Outcome<()>;
     /// Calls `function` on a thread of the driver's once the stream is there. Not called where the
     /// context is lost before.

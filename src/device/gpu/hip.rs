@@ -58,10 +58,9 @@ const KINDS: &[(hip::hipError_t, Kind)] = &[
 /// [`Driver`] by the calls of `libamdhip64.so`.
 struct Hip {
     calls: Runtime,
-    /// 10,000,000 times the major, 100,000 times the minor version, and the patch.
-    version: c_int,
 }
 
+/// From 10,000,000 times the major plus 100,000 times the minor version and the patch.
 fn version_text(number: c_int) -> String {
     format!("{}.{}", number / 10_000_000, number % 10_000_000 / 100_000)
 }
@@ -202,10 +201,6 @@ impl Hip {
 impl Driver for Hip {
     fn name(&self) -> &'static str {
         "HIP"
-    }
-
-    fn version(&self) -> Outcome<String> {
-        Ok(version_text(self.version))
     }
 
     fn kind(&self, code: Code) -> Kind {
@@ -408,18 +403,6 @@ impl Driver for Hip {
         check(unsafe { (self.calls.hipMemsetAsync)(at, 0, bytes, stream) })
     }
 
-    fn host_alloc(&self, bytes: usize) -> Outcome<*mut u8> {
-        let mut at = ptr::null_mut();
-        // SAFETY: `at` takes one address.
-        check(unsafe { (self.calls.hipHostMalloc)(&mut at, bytes, hip::hipHostMallocPortable) })?;
-        Ok(at.cast())
-    }
-
-    unsafe fn host_free(&self, at: *mut u8) -> Outcome<()> {
-        // SAFETY: the caller says that this is memory which `host_alloc` made.
-        check(unsafe { (self.calls.hipHostFree)(at.cast()) })
-    }
-
     unsafe fn host_register(&self, at: *mut u8, bytes: usize) -> Outcome<()> {
         let flags = hip::hipHostRegisterPortable;
         // SAFETY: the caller says that the memory is there and stays.
@@ -522,11 +505,6 @@ impl Driver for Hip {
             block_threads: of(hip::HIP_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
             static_shared_bytes: of(hip::HIP_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
         })
-    }
-
-    /// AMD's devices give a block all the memory they have for one without being asked.
-    unsafe fn function_allow_shared(&self, _function: Function, _bytes: u32) -> Outcome<()> {
-        Ok(())
     }
 
     unsafe fn launch(&self, kernel: &Kernel<'_>, stream: Stream) -> Outcome<()> {

@@ -101,7 +101,6 @@ pub const hipDeviceAttributeMemoryPoolsSupported: hipDeviceAttribute_t = 88;
 
 pub const hipEventDefault: c_uint = 0;
 pub const hipEventDisableTiming: c_uint = 2;
-pub const hipHostMallocPortable: c_uint = 1;
 pub const hipHostRegisterPortable: c_uint = 1;
 pub const hipStreamNonBlocking: c_uint = 1;
 
@@ -278,8 +277,6 @@ calls! {
     ) -> hipError_t;
     hipGraphInstantiateWithFlags(*mut hipGraphExec_t, hipGraph_t, c_ulonglong) -> hipError_t;
     hipGraphLaunch(hipGraphExec_t, hipStream_t) -> hipError_t;
-    hipHostFree(*mut c_void) -> hipError_t;
-    hipHostMalloc(*mut *mut c_void, usize, c_uint) -> hipError_t;
     hipHostRegister(*mut c_void, usize, c_uint) -> hipError_t;
     hipHostUnregister(*mut c_void) -> hipError_t;
     hipInit(c_uint) -> hipError_t;

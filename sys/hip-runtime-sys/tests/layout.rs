@@ -142,7 +142,6 @@ fn constants_are_those_of_the_headers() {
             hipDeviceAttribute_t_hipDeviceAttributeMemoryPoolsSupported,
         hipEventDefault = hipEventDefault,
         hipEventDisableTiming = hipEventDisableTiming,
-        hipHostMallocPortable = hipHostMallocPortable,
         hipHostRegisterPortable = hipHostRegisterPortable,
         hipStreamNonBlocking = hipStreamNonBlocking,
         HIP_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK =
@@ -187,8 +186,6 @@ fn calls_have_the_types_of_the_headers() {
         hipGraphExecMemcpyNodeSetParams1D(_, _, _, _, _, _),
         hipGraphInstantiateWithFlags(_, _, _),
         hipGraphLaunch(_, _),
-        hipHostFree(_),
-        hipHostMalloc(_, _, _),
         hipHostRegister(_, _, _),
         hipHostUnregister(_),
         hipInit(_),

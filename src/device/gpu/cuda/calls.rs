@@ -120,8 +120,7 @@ calls! {
         cuEventQuery(sys::CUevent);
         cuEventRecord(sys::CUevent, sys::CUstream);
         cuFuncGetAttribute(*mut c_int, sys::CUfunction_attribute, sys::CUfunction);
-        cuFuncSetAttribute(sys::CUfunction, sys::CUfunction_attribute, c_int);
-        cuGraphAddKernelNode_v2(
+            cuGraphAddKernelNode_v2(
             *mut sys::CUgraphNode,
             sys::CUgraph,
             *const sys::CUgraphNode,
@@ -170,10 +169,8 @@ calls! {
         cuMemAllocFromPoolAsync(*mut sys::CUdeviceptr, usize, sys::CUmemoryPool, sys::CUstream);
         cuMemAlloc_v2(*mut sys::CUdeviceptr, usize);
         cuMemFreeAsync(sys::CUdeviceptr, sys::CUstream);
-        cuMemFreeHost(*mut c_void);
         cuMemFree_v2(sys::CUdeviceptr);
         cuMemGetInfo_v2(*mut usize, *mut usize);
-        cuMemHostAlloc(*mut *mut c_void, usize, c_uint);
         cuMemHostRegister_v2(*mut c_void, usize, c_uint);
         cuMemHostUnregister(*mut c_void);
         cuMemPoolCreate(*mut sys::CUmemoryPool, *const sys::CUmemPoolProps);
