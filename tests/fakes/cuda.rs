@@ -11,11 +11,15 @@ mod fake;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
 use fake::Role::{Early, Plain, Release};
-use fake::calls::{self, Request, address, arguments, list, pointer, put, put_text, text};
+use fake::calls::{self, AccessDescription, PoolProperties, Request};
+use fake::calls::{address, arguments, list, pointer, put_text, text, wrong};
+use fake::face::{calls, give};
 use fake::{Gpu, Outcome, code};
 
 pub(crate) const FACE: fake::Face = fake::Face {
     library: "libcuda.so.1",
+    variables: "CUDA",
+    is_driver: true,
     arch: "sm_90",
     version: 13_000,
     addresses: 0xd000_0000_0000,
@@ -23,58 +27,6 @@ pub(crate) const FACE: fake::Face = fake::Face {
     extra_end: 0,
     total_threads_32_bits: false,
 };
-
-/// Declares calls: each is traced with its arguments and made under the machine's lock.
-macro_rules! calls {
-    ($($role:ident fn $name:ident($gpu:ident $(, $arg:ident: $type:ty)* $(,)?) $body:block)*) => {$(
-        /// # Safety
-        ///
-        /// As the driver's documentation says.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($arg: $type),*) -> c_int {
-            let detail = || {
-                #[allow(unused_mut, reason = "a call without arguments has no text for them")]
-                let mut text = String::new();
-                $(text += &format!(concat!(" ", stringify!($arg), "={:?}"), $arg);)*
-                text
-            };
-            let body = |$gpu: &mut Gpu| -> Outcome<()> { $body };
-            fake::call(stringify!($name), $role, detail, body)
-        }
-    )*};
-}
-
-/// Hands a number back through a pointer that the caller gave.
-macro_rules! give {
-    ($to:expr, $value:expr) => {
-        // SAFETY: the caller gives a place for the result, or null.
-        unsafe { put($to, $value) }
-    };
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Location {
-    kind: c_int,
-    id: c_int,
-}
-
-/// `CUmemPoolProps`, as far as it is looked at.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct PoolProperties {
-    allocation: c_int,
-    handles: c_int,
-    location: Location,
-}
-
-/// `CUmemAccessDesc`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct AccessDescription {
-    location: Location,
-    flags: c_int,
-}
 
 /// `CUDA_KERNEL_NODE_PARAMS_v2`.
 #[repr(C)]
@@ -116,13 +68,6 @@ pub struct Copy3d {
     width_bytes: usize,
     height: usize,
     depth: usize,
-}
-
-const DEVICE_LOCATION: c_int = 1;
-
-fn wrong<T>(what: &str) -> Outcome<T> {
-    fake::files::report("protocol", what);
-    Err(code::INVALID_VALUE)
 }
 
 calls! {
@@ -200,6 +145,13 @@ calls! {
     Plain fn cuCtxGetCurrent(gpu, context: *mut *mut c_void) {
         give!(context, pointer(gpu.get_current()))
     }
+    Plain fn cuCtxPopCurrent_v2(gpu, context: *mut *mut c_void) {
+        let popped = gpu.pop_current()?;
+        if context.is_null() {
+            return Ok(());
+        }
+        give!(context, pointer(popped))
+    }
     Plain fn cuCtxSynchronize(gpu) {
         gpu.context_synchronize()
     }
@@ -257,10 +209,7 @@ calls! {
     Plain fn cuMemPoolCreate(gpu, pool: *mut *mut c_void, properties: *const PoolProperties) {
         // SAFETY: the caller gives the properties.
         let properties = unsafe { list(properties, 1) }?[0];
-        if properties.allocation != 1 || properties.location.kind != DEVICE_LOCATION {
-            return wrong("a pool is of pinned memory of a device");
-        }
-        give!(pool, pointer(gpu.pool_create(properties.location.id)?))
+        give!(pool, pointer(gpu.pool_create(&properties)?))
     }
     Release fn cuMemPoolDestroy(gpu, pool: *mut c_void) {
         gpu.pool_destroy(address(pool))
@@ -279,13 +228,8 @@ calls! {
         gpu, pool: *mut c_void, map: *const AccessDescription, count: usize,
     ) {
         // SAFETY: the caller gives as many descriptions as it says.
-        for description in unsafe { list(map, count) }? {
-            if description.location.kind != DEVICE_LOCATION || description.flags != 3 {
-                return wrong("access is for a device, to read and write");
-            }
-            gpu.pool_allow(address(pool), description.location.id)?;
-        }
-        Ok(())
+        let descriptions = unsafe { list(map, count) }?;
+        gpu.pool_allow(address(pool), &descriptions)
     }
     Plain fn cuMemAllocFromPoolAsync(
         gpu, at: *mut u64, bytes: usize, pool: *mut c_void, stream: *mut c_void,

@@ -14,7 +14,12 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, flock};
 
 /// The libraries: the source's name, and the name that the loader looks for.
-const LIBRARIES: [(&str, &str); 1] = [("cuda", "libcuda.so.1")];
+const LIBRARIES: [(&str, &str); 4] = [
+    ("cuda", "libcuda.so.1"),
+    ("nvrtc", "libnvrtc.so.13"),
+    ("hip", "libamdhip64.so.6"),
+    ("comgr", "libamd_comgr.so.2"),
+];
 
 /// The folder of one library, such as `cuda` or `nvrtc`.
 pub(crate) fn folder(library: &str) -> PathBuf {

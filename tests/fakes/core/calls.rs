@@ -1,14 +1,15 @@
 //! What the faces of the two drivers share beyond handles: memory, copies, launches, and the
 //! helpers with which they read and write through C pointers.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::collections::HashSet;
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Arc;
 
 use super::clock::Touch;
 use super::files::{report, trace};
 use super::image::Kernel;
 use super::kernel::{Launch, Work};
-use super::memory::{Memory, Miss};
+use super::memory::{Memory, Miss, Pool};
 use super::stream::{Action, HostFunction, Progress};
 use super::{Code, Gpu, Outcome, State, code, size};
 
@@ -26,6 +27,39 @@ pub(crate) const BLOCK_MAX: [u32; 3] = [1024, 1024, 64];
 pub(crate) const BLOCK_THREADS_MAX: u32 = 1024;
 pub(crate) const SHARED_BYTES_MAX: u32 = 227 << 10;
 const ARGUMENT_BYTES_MAX: usize = 4096;
+
+/// `CUmemLocation` and `hipMemLocation`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Location {
+    pub(super) kind: c_int,
+    pub(super) id: c_int,
+}
+
+/// `CUmemPoolProps` and `hipMemPoolProps`, as far as they are looked at.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PoolProperties {
+    pub(super) allocation: c_int,
+    handles: c_int,
+    pub(super) location: Location,
+}
+
+/// `CUmemAccessDesc` and `hipMemAccessDesc`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct AccessDescription {
+    pub(super) location: Location,
+    pub(super) flags: c_int,
+}
+
+const DEVICE_LOCATION: c_int = 1;
+
+/// Writes down that a call breaks a rule, and answers that an argument is wrong.
+pub(crate) fn wrong<T>(what: &str) -> Outcome<T> {
+    report("protocol", what);
+    Err(code::INVALID_VALUE)
+}
 
 /// Writes a result through a pointer of the caller's.
 ///
@@ -300,6 +334,41 @@ impl State {
     pub(crate) fn memory_info(&self) -> Outcome<(u64, u64)> {
         let device = self.current_device()?;
         Ok((self.memory.free_bytes(device), self.memory.total_bytes()))
+    }
+
+    pub(crate) fn pool_create(&mut self, properties: &PoolProperties) -> Outcome<u64> {
+        if properties.allocation != 1 || properties.location.kind != DEVICE_LOCATION {
+            return wrong("a pool is of pinned memory of a device");
+        }
+        let device = self.device(properties.location.id)?;
+        if !self.config.pools {
+            return Err(code::NOT_SUPPORTED);
+        }
+        Ok(self.pools.add(Pool { device, allowed: HashSet::new(), keep_bytes: 0 }))
+    }
+
+    pub(crate) fn pool_destroy(&mut self, pool: u64) -> Outcome<()> {
+        self.pools.take(pool).map(|_| ())
+    }
+
+    pub(crate) fn pool_keep(&mut self, pool: u64, bytes: u64) -> Outcome<()> {
+        self.pools.get_mut(pool)?.keep_bytes = bytes;
+        Ok(())
+    }
+
+    pub(crate) fn pool_allow(&mut self, pool: u64, list: &[AccessDescription]) -> Outcome<()> {
+        let own = self.pools.get(pool)?.device;
+        for description in list {
+            if description.location.kind != DEVICE_LOCATION || description.flags != 3 {
+                return wrong("access is for a device, to read and write");
+            }
+            let device = self.device(description.location.id)?;
+            if own != device && !self.config.reach_each_other(own, device) {
+                return Err(code::INVALID_DEVICE);
+            }
+            self.pools.get_mut(pool)?.allowed.insert(device);
+        }
+        Ok(())
     }
 
     pub(crate) fn pool_alloc(&mut self, pool: u64, bytes: u64, stream: u64) -> Outcome<u64> {

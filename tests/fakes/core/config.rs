@@ -48,13 +48,18 @@ pub(super) struct Config {
     pub(super) failures: Vec<Failure>,
 }
 
+/// The value of `FAKE_<face>_<name>`, else of `FAKE_GPU_<name>`. A compiler's version is its own.
 fn text(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|text| !text.is_empty())
+    let value = |prefix: &str| {
+        std::env::var(format!("FAKE_{prefix}_{name}")).ok().filter(|text| !text.is_empty())
+    };
+    let is_shared = crate::FACE.is_driver || name != "VERSION";
+    value(crate::FACE.variables).or_else(|| value("GPU").filter(|_| is_shared))
 }
 
 fn number(name: &str, default: u64) -> u64 {
     text(name).map_or(default, |text| {
-        text.parse().unwrap_or_else(|_| panic!("{name}: {text} is not a number"))
+        text.parse().unwrap_or_else(|_| panic!("FAKE_GPU_{name}: {text} is not a number"))
     })
 }
 
@@ -66,28 +71,28 @@ impl Config {
     pub(super) fn from_environment() -> Config {
         let size = |name, default| usize::try_from(number(name, default)).expect("64 bits");
         Config {
-            devices: size("FAKE_GPU_DEVICES", 1),
-            version: i32::try_from(number("FAKE_GPU_VERSION", crate::FACE.version))
+            devices: size("DEVICES", 1),
+            version: i32::try_from(number("VERSION", crate::FACE.version))
                 .expect("a version is a small number"),
-            stub: flag("FAKE_GPU_STUB", false),
-            peers: peers(&text("FAKE_GPU_PEERS").unwrap_or_else(|| "all".into())),
-            memory_bytes: number("FAKE_GPU_MEMORY", 1 << 30),
-            seed: number("FAKE_GPU_SEED", 1),
-            lag: Duration::from_micros(number("FAKE_GPU_LAG_US", 200)),
-            arch: text("FAKE_GPU_ARCH").unwrap_or_else(|| crate::FACE.arch.into()),
-            pci: text("FAKE_GPU_PCI")
+            stub: flag("STUB", false),
+            peers: peers(&text("PEERS").unwrap_or_else(|| "all".into())),
+            memory_bytes: number("MEMORY", 1 << 30),
+            seed: number("SEED", 1),
+            lag: Duration::from_micros(number("LAG_US", 200)),
+            arch: text("ARCH").unwrap_or_else(|| crate::FACE.arch.into()),
+            pci: text("PCI")
                 .map_or_else(Vec::new, |list| list.split(',').map(str::to_owned).collect()),
-            fault: match text("FAKE_GPU_FAULT").as_deref() {
+            fault: match text("FAULT").as_deref() {
                 None | Some("context") => FaultReach::Context,
                 Some("process") => FaultReach::Process,
                 Some("abort") => FaultReach::Abort,
                 Some(other) => panic!("FAKE_GPU_FAULT: {other}"),
             },
-            races: flag("FAKE_GPU_RACES", true),
-            pools: flag("FAKE_GPU_POOLS", true),
-            integrated: flag("FAKE_GPU_INTEGRATED", false),
-            hang_blocks: flag("FAKE_GPU_HANG_BLOCKS", false),
-            failures: text("FAKE_GPU_FAIL")
+            races: flag("RACES", true),
+            pools: flag("POOLS", true),
+            integrated: flag("INTEGRATED", false),
+            hang_blocks: flag("HANG_BLOCKS", false),
+            failures: text("FAIL")
                 .map_or_else(Vec::new, |list| list.split(',').map(failure).collect()),
         }
     }

@@ -40,6 +40,7 @@ pub(crate) mod calls;
 mod clock;
 mod config;
 pub(crate) mod errors;
+pub(crate) mod face;
 pub(crate) mod files;
 mod graph;
 pub(crate) mod image;
@@ -98,6 +99,7 @@ pub(crate) mod code {
     pub(crate) const HOST_NOT_REGISTERED: i32 = 713;
     pub(crate) const ILLEGAL_INSTRUCTION: i32 = 715;
     pub(crate) const MISALIGNED_ADDRESS: i32 = 716;
+    pub(crate) const LAUNCH_FAILED: i32 = 719;
     pub(crate) const NOT_PERMITTED: i32 = 800;
     pub(crate) const NOT_SUPPORTED: i32 = 801;
 }
@@ -105,6 +107,10 @@ pub(crate) mod code {
 /// What sets one library apart from another.
 pub(crate) struct Face {
     pub(crate) library: &'static str,
+    /// Which variables of the environment are for it alone: `FAKE_CUDA_...`.
+    pub(crate) variables: &'static str,
+    /// A compiler if not.
+    pub(crate) is_driver: bool,
     pub(crate) arch: &'static str,
     /// What the library says its version is, unless `FAKE_GPU_VERSION` says otherwise.
     pub(crate) version: u64,
@@ -116,6 +122,14 @@ pub(crate) struct Face {
     pub(crate) extra_end: usize,
     /// Block times grid must stay below 2^32 in each dimension.
     pub(crate) total_threads_32_bits: bool,
+}
+
+impl Face {
+    /// An error as this library numbers it.
+    fn code(&self, code: Code) -> Code {
+        let is_hip = self.is_driver && !self.has_contexts;
+        if is_hip && code == code::MISALIGNED_ADDRESS { code::LAUNCH_FAILED } else { code }
+    }
 }
 
 thread_local! {
@@ -269,7 +283,7 @@ pub(crate) fn call(
 ) -> Code {
     let before = CALL.replace(name);
     let outcome = enter(name, role, body);
-    let code = outcome.err().unwrap_or(0);
+    let code = crate::FACE.code(outcome.err().unwrap_or(0));
     files::trace(|| format!("{name}{} -> {code}", detail()));
     CALL.set(before);
     code

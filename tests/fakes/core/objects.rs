@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::files::{CALL, ledger, report};
 use super::image::{Image, Kernel};
-use super::memory::Pool;
 use super::stream::{Action, Point, Stream};
 use super::{CHANGED, CURRENT, Code, Gpu, Outcome, STATE, State, code};
 
@@ -132,6 +131,14 @@ impl State {
             }
         });
         Ok(())
+    }
+
+    /// Takes the current context off the calling thread's stack.
+    pub(crate) fn pop_current(&mut self) -> Outcome<u64> {
+        CURRENT.with_borrow_mut(Vec::pop).ok_or_else(|| {
+            report("protocol", "no context is current on the calling thread");
+            code::INVALID_CONTEXT
+        })
     }
 
     /// What is current, or 0.
@@ -373,35 +380,8 @@ impl State {
     }
 }
 
-// Pools and modules.
+// Modules.
 impl State {
-    pub(crate) fn pool_create(&mut self, device: i32) -> Outcome<u64> {
-        let device = self.device(device)?;
-        if !self.config.pools {
-            return Err(code::NOT_SUPPORTED);
-        }
-        Ok(self.pools.add(Pool { device, allowed: HashSet::new(), keep_bytes: 0 }))
-    }
-
-    pub(crate) fn pool_destroy(&mut self, pool: u64) -> Outcome<()> {
-        self.pools.take(pool).map(|_| ())
-    }
-
-    pub(crate) fn pool_keep(&mut self, pool: u64, bytes: u64) -> Outcome<()> {
-        self.pools.get_mut(pool)?.keep_bytes = bytes;
-        Ok(())
-    }
-
-    pub(crate) fn pool_allow(&mut self, pool: u64, device: i32) -> Outcome<()> {
-        let device = self.device(device)?;
-        let own = self.pools.get(pool)?.device;
-        if own != device && !self.config.reach_each_other(own, device) {
-            return Err(code::INVALID_DEVICE);
-        }
-        self.pools.get_mut(pool)?.allowed.insert(device);
-        Ok(())
-    }
-
     pub(crate) fn module_add(&mut self, image: Image) -> Outcome<u64> {
         let context = self.context()?;
         Ok(self.modules.add(Module { context, image }))

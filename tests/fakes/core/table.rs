@@ -18,11 +18,13 @@ pub(crate) enum Kind {
     Graph,
     Node,
     GraphExec,
-    /// Of a compiler: programs, data, sets, action infos.
+    /// Of a compiler: programs and data sets.
     Compiler,
+    Data,
+    Info,
 }
 
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 12] = [
     "context",
     "stream",
     "event",
@@ -33,6 +35,8 @@ const KINDS: [&str; 10] = [
     "node",
     "graph exec",
     "compiler object",
+    "data object",
+    "action info",
 ];
 
 impl Kind {
