@@ -5,7 +5,7 @@ use std::ptr;
 
 /// A library that stays loaded.
 #[derive(Clone, Copy)]
-pub(crate) struct Library(*mut c_void);
+pub(crate) struct Library(pub(crate) *mut c_void);
 
 impl Library {
     pub(crate) fn open(name: &str) -> Library {
@@ -24,22 +24,26 @@ impl Library {
     }
 }
 
-/// Calls a function of a library by name: `call!(library, cuInit(0_u32 as u32))`, with the type of
-/// each argument. The result is the driver's code.
+/// Calls a function of a library by name, with the type of each argument:
+/// `call!(library, cuInit(0 => c_uint))`. The result is the driver's code.
 macro_rules! call {
     ($library:expr, $name:ident($($arg:expr => $type:ty),* $(,)?)) => {{
         let symbol = $library.find(stringify!($name));
         assert!(!symbol.is_null(), concat!(stringify!($name), " is missing"));
         // SAFETY: the types are those of the driver's documentation.
         let function = unsafe {
-            std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($type),*) -> c_int>(symbol)
+            std::mem::transmute::<
+                *mut std::ffi::c_void,
+                unsafe extern "C" fn($($type),*) -> std::ffi::c_int,
+            >(symbol)
         };
         // SAFETY: the fake checks what it is given.
         unsafe { function($($arg),*) }
     }};
 }
+pub(crate) use call;
 
-type Handle = *mut c_void;
+pub(crate) type Handle = *mut c_void;
 
 /// A context of the CUDA fake, current on this thread, with what most scenarios do to it.
 pub(crate) struct Cuda {
@@ -47,7 +51,8 @@ pub(crate) struct Cuda {
     pub(crate) context: Handle,
 }
 
-fn ok(code: c_int) {
+#[track_caller]
+pub(crate) fn ok(code: c_int) {
     assert_eq!(code, 0);
 }
 
@@ -67,17 +72,67 @@ pub(crate) fn ptx(kernels: &[(&str, &str)]) -> CString {
 
 impl Cuda {
     pub(crate) fn start() -> Cuda {
+        Cuda::on(0)
+    }
+
+    /// A context on a device.
+    pub(crate) fn on(device: c_int) -> Cuda {
         let library = Library::open("libcuda.so.1");
         ok(call!(library, cuInit(0 => c_uint)));
         let mut context = ptr::null_mut();
         ok(
-            call!(library, cuCtxCreate_v2(&raw mut context => *mut Handle, 4 => c_uint, 0 => c_int)),
+            call!(library, cuCtxCreate_v2(&raw mut context => *mut Handle, 4 => c_uint, device => c_int)),
         );
         Cuda { library, context }
     }
 
     pub(crate) fn end(self) {
         ok(call!(self.library, cuCtxDestroy_v2(self.context => Handle)));
+    }
+
+    pub(crate) fn make_current(&self) {
+        ok(call!(self.library, cuCtxSetCurrent(self.context => Handle)));
+    }
+
+    pub(crate) fn pool(&self, device: c_int) -> Handle {
+        let mut properties = [0_i32; 22];
+        (properties[0], properties[2], properties[3]) = (1, 1, device);
+        let (mut pool, at) = (ptr::null_mut(), properties.as_ptr());
+        ok(call!(self.library,
+            cuMemPoolCreate(&raw mut pool => *mut Handle, at => *const i32)));
+        pool
+    }
+
+    pub(crate) fn pool_alloc(&self, pool: Handle, bytes: usize, stream: Handle) -> u64 {
+        let mut at = 0;
+        ok(call!(self.library, cuMemAllocFromPoolAsync(
+            &raw mut at => *mut u64, bytes => usize, pool => Handle, stream => Handle)));
+        at
+    }
+
+    pub(crate) fn pool_free(&self, at: u64, stream: Handle) -> c_int {
+        call!(self.library, cuMemFreeAsync(at => u64, stream => Handle))
+    }
+
+    pub(crate) fn drop_pool(&self, pool: Handle) {
+        ok(call!(self.library, cuMemPoolDestroy(pool => Handle)));
+    }
+
+    pub(crate) fn call_later(
+        &self,
+        stream: Handle,
+        function: unsafe extern "C" fn(Handle),
+        argument: Handle,
+    ) -> c_int {
+        call!(self.library, cuLaunchHostFunc(
+            stream => Handle, function => unsafe extern "C" fn(Handle), argument => Handle))
+    }
+
+    /// The one kernel of a module that is loaded from PTX text.
+    pub(crate) fn kernel(&self, name: &str, parameters: &str) -> (Handle, Handle) {
+        let (code, module) = self.load(&ptx(&[(name, parameters)]));
+        ok(code);
+        (module, self.function(module, name))
     }
 
     pub(crate) fn stream(&self) -> Handle {
