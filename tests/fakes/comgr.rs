@@ -297,7 +297,7 @@ calls! {
 ///
 /// Both places are valid for a number each.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn amd_comgr_get_version(major: *mut usize, minor: *mut usize) {
+pub(crate) unsafe extern "C" fn amd_comgr_get_version(major: *mut usize, minor: *mut usize) {
     let version = usize::try_from(Gpu::lock().config_version()).unwrap_or(0);
     // SAFETY: as the caller guarantees.
     let _ = unsafe { fake::calls::put(major, version / 1000) };

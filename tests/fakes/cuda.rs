@@ -31,7 +31,7 @@ pub(crate) const FACE: fake::Face = fake::Face {
 /// `CUDA_KERNEL_NODE_PARAMS_v2`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct KernelNode {
+pub(crate) struct KernelNode {
     function: *mut c_void,
     grid: [c_uint; 3],
     block: [c_uint; 3],
@@ -62,7 +62,7 @@ struct CopySide {
 /// `CUDA_MEMCPY3D`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Copy3d {
+pub(crate) struct Copy3d {
     from: CopySide,
     to: CopySide,
     width_bytes: usize,
@@ -454,6 +454,6 @@ calls! {
 
 /// Writes the ledger now. Not a name of the driver's.
 #[unsafe(no_mangle)]
-pub extern "C" fn fake_gpu_ledger() {
+pub(crate) extern "C" fn fake_gpu_ledger() {
     Gpu::lock().write_ledger("asked");
 }

@@ -1,4 +1,5 @@
-//! A fake `libamdhip64.so.6`: the names of the HIP runtime API that are used, over the fake machine.
+//! A fake `libamdhip64.so.6`: the names of the HIP runtime API that are used, over the fake
+//! machine.
 //!
 //! What is checked and which kernels there are is in `core/mod.rs`. HIP has a current device where
 //! CUDA has contexts; the fake keeps one context for each device, which nobody makes or destroys.
@@ -32,7 +33,7 @@ pub(crate) const FACE: fake::Face = fake::Face {
 /// `hipKernelNodeParams`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct KernelNode {
+pub(crate) struct KernelNode {
     block: [c_uint; 3],
     extra: *mut *mut c_void,
     function: *mut c_void,
@@ -374,17 +375,17 @@ calls! {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn hipGetErrorName(error: c_int) -> *const c_char {
+pub(crate) extern "C" fn hipGetErrorName(error: c_int) -> *const c_char {
     fake::errors::name(error).unwrap_or(c"hipErrorUnknown").as_ptr()
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn hipGetErrorString(error: c_int) -> *const c_char {
+pub(crate) extern "C" fn hipGetErrorString(error: c_int) -> *const c_char {
     fake::errors::sentence(error).unwrap_or(c"unknown error").as_ptr()
 }
 
 /// Writes the ledger now. Not a name of the library's.
 #[unsafe(no_mangle)]
-pub extern "C" fn fake_gpu_ledger() {
+pub(crate) extern "C" fn fake_gpu_ledger() {
     Gpu::lock().write_ledger("asked");
 }

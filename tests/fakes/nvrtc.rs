@@ -175,7 +175,7 @@ calls! {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvrtcGetErrorString(result: c_int) -> *const c_char {
+pub(crate) extern "C" fn nvrtcGetErrorString(result: c_int) -> *const c_char {
     let text = match result {
         0 => c"NVRTC_SUCCESS",
         1 => c"NVRTC_ERROR_OUT_OF_MEMORY",

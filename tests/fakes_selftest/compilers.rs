@@ -133,7 +133,8 @@ fn program_left_behind_leaks() {
 }
 
 const HIP_FILL: &str = "extern \"C\" __attribute__((global)) void \
-                        __attribute__((amdgpu_flat_work_group_size(1, 64)))fill_64(int* a, int n) {}";
+                        __attribute__((amdgpu_flat_work_group_size(1, 64)))\
+                        fill_64(int* a, int n) {}";
 
 /// The numbers of a version: language, and the three actions.
 type Numbers = (c_int, [c_int; 3]);

@@ -162,7 +162,7 @@ fn every_kernel_does_what_its_name_says() {
         let [a, b, c] = [cuda.alloc(16), cuda.alloc(16), cuda.alloc(16)];
         let down = cuda.pinned(4);
         let floats = [0.5_f32, 1.5, -2.0, 3.0].map(|float| float.to_bits().cast_signed());
-        let cases: &[(&str, &[u64], &[i32], [i32; 4])] = &[
+        let cases: &[Case] = &[
             ("fill_", &[b], &[10], [10; 4]),
             ("iota_", &[c], &[], [0, 1, 2, 3]),
             ("add_", &[a, b, c], &[], [10, 11, 12, 13]),
@@ -194,6 +194,9 @@ fn every_kernel_does_what_its_name_says() {
     };
     watch.assert_clean();
 }
+
+/// A kernel's name, pointers and ints, and what it makes of four elements.
+type Case<'a> = (&'a str, &'a [u64], &'a [i32], [i32; 4]);
 
 fn doubled(bits: i32) -> i32 {
     (f32::from_bits(bits.cast_unsigned()) * 2.0).to_bits().cast_signed()

@@ -80,9 +80,8 @@ impl Cuda {
         let library = Library::open("libcuda.so.1");
         ok(call!(library, cuInit(0 => c_uint)));
         let mut context = ptr::null_mut();
-        ok(
-            call!(library, cuCtxCreate_v2(&raw mut context => *mut Handle, 4 => c_uint, device => c_int)),
-        );
+        let place = &raw mut context;
+        ok(call!(library, cuCtxCreate_v2(place => *mut Handle, 4 => c_uint, device => c_int)));
         Cuda { library, context }
     }
 

@@ -99,6 +99,7 @@ fn build(source: &Path, library: &Path) {
     let mut command = Command::new(rustc);
     command.args(["--edition", "2024", "--crate-type", "cdylib", "-C", "panic=abort"]);
     command.args(["-C", "opt-level=1", "-C", "debuginfo=0", "-D", "warnings"]);
+    command.args(["-W", "unreachable_pub", "-W", "unsafe_op_in_unsafe_fn"]);
     command.arg("-C").arg(format!("link-arg=-Wl,-soname,{name}"));
     command.arg("-o").arg(&fresh).arg(source);
     let output = command.output().unwrap_or_else(|error| panic!("cannot start rustc: {error}"));

@@ -31,7 +31,7 @@ const ARGUMENT_BYTES_MAX: usize = 4096;
 /// `CUmemLocation` and `hipMemLocation`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Location {
+pub(crate) struct Location {
     pub(super) kind: c_int,
     pub(super) id: c_int,
 }
@@ -39,7 +39,7 @@ pub struct Location {
 /// `CUmemPoolProps` and `hipMemPoolProps`, as far as they are looked at.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct PoolProperties {
+pub(crate) struct PoolProperties {
     pub(super) allocation: c_int,
     handles: c_int,
     pub(super) location: Location,
@@ -48,7 +48,7 @@ pub struct PoolProperties {
 /// `CUmemAccessDesc` and `hipMemAccessDesc`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct AccessDescription {
+pub(crate) struct AccessDescription {
     pub(super) location: Location,
     pub(super) flags: c_int,
 }
@@ -88,8 +88,10 @@ pub(crate) unsafe fn put_text(to: *mut c_char, room: usize, text: &str) -> Outco
     }
     // SAFETY: there is room for the text, by the test above.
     unsafe { to.cast::<u8>().copy_from(text.as_ptr(), text.len()) };
-    // SAFETY: and for the zero byte behind it.
-    unsafe { to.add(text.len()).write(0) };
+    // SAFETY: the room is larger than the text.
+    let end = unsafe { to.add(text.len()) };
+    // SAFETY: so there is room for the zero byte behind it.
+    unsafe { end.write(0) };
     Ok(())
 }
 
@@ -179,7 +181,9 @@ pub(crate) unsafe fn arguments(
 unsafe fn extra_arguments(extra: *mut *mut c_void) -> Outcome<Vec<u8>> {
     let word = |index: usize| {
         // SAFETY: the words up to the end are there.
-        unsafe { extra.add(index).read() }
+        let place = unsafe { extra.add(index) };
+        // SAFETY: as above.
+        unsafe { place.read() }
     };
     let (mut buffer, mut bytes) = (std::ptr::null::<u8>(), None);
     for pair in 0..4 {

@@ -8,7 +8,7 @@ macro_rules! calls {
         ///
         /// As the library's documentation says.
         #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($arg: $type),*) -> std::ffi::c_int {
+        pub(crate) unsafe extern "C" fn $name($($arg: $type),*) -> std::ffi::c_int {
             let detail = || {
                 #[allow(unused_mut, reason = "a call without arguments has no text for them")]
                 let mut text = String::new();

@@ -41,8 +41,10 @@ impl Bytes {
             return None;
         }
         let fill = |from: usize, count: usize| {
-            // SAFETY: the callers below stay inside the allocation, which is nobody else's yet.
-            unsafe { at.add(from).write_bytes(PATTERN, count) };
+            // SAFETY: the callers below stay inside the allocation.
+            let place = unsafe { at.add(from) };
+            // SAFETY: as above, and it is nobody else's yet.
+            unsafe { place.write_bytes(PATTERN, count) };
         };
         let bytes = layout.size();
         if bytes <= FILL_BYTES_MAX {

@@ -33,7 +33,8 @@
 //! | `ints_` | a\[i\] = int number i of the parameters, round and round |
 //! | `spin_us_` | takes m microseconds, then fills a, if there is one, with m |
 //! | `hang` | never ends; the destruction of its context ends it |
-//! | `illegal_address`, `misaligned`, `assert_fails`, `illegal_instruction`, `ecc_error`, `launch_timeout` | that fault |
+//! | `illegal_address`, `misaligned`, `assert_fails` | that fault |
+//! | `illegal_instruction`, `ecc_error`, `launch_timeout` | that fault |
 //! | any other | nothing, after a look at the first byte behind each pointer |
 
 pub(crate) mod calls;

@@ -19,8 +19,10 @@ impl State {
             return Err(silent(code::INVALID_VALUE));
         }
         let is_there = |&at: &usize| {
+            // SAFETY: the bytes up to the zero byte are there.
+            let place = unsafe { image.add(at) };
             // SAFETY: nothing behind the zero byte is read.
-            unsafe { image.add(at).read() != 0 }
+            unsafe { place.read() != 0 }
         };
         let count = (0..IMAGE_BYTES_MAX).take_while(is_there).count();
         // SAFETY: these bytes have just been read.

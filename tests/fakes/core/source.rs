@@ -96,7 +96,8 @@ impl Job<'_> {
         let (name, line) = (self.name, code[..at].matches('\n').count() + 1);
         match self.style {
             Style::Nvrtc => format!(
-                "{name}({line}): error: {what}\n\n1 error detected in the compilation of \"{name}\".\n"
+                "{name}({line}): error: {what}\n\n\
+                 1 error detected in the compilation of \"{name}\".\n"
             ),
             Style::Clang => format!(
                 "{name}:{line}:1: error: {what}\n1 error generated when compiling for {}.\n",
