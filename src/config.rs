@@ -286,10 +286,17 @@ pub enum CacheDir {
     Off,
 }
 
-/// Compiling C source for the CPU device. See `compile`.
+/// Compiling source for devices. See `compile`.
 #[derive(Clone, Debug)]
 pub struct CompileConfig {
+    /// The C compiler.
     pub compiler: CompilerChoice,
+    /// comgr and NVRTC, by path or by a name for the dynamic loader; the newest where `None`.
+    pub comgr: Option<PathBuf>,
+    pub nvrtc: Option<PathBuf>,
+    /// The program that is started with the argument `compile-worker` to load one of those; this
+    /// one by `/proc/self/exe`.
+    pub worker_exe: PathBuf,
     /// Compilers that run at once. One runs at full speed on one core, so more than the machine's
     /// cores only add memory.
     pub threads: usize,
@@ -321,6 +328,9 @@ impl Default for CompileConfig {
     fn default() -> Self {
         CompileConfig {
             compiler: CompilerChoice::Any,
+            comgr: None,
+            nvrtc: None,
+            worker_exe: PathBuf::from("/proc/self/exe"),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             queue_max: 1024,
             source_bytes_max: 4 << 20,

@@ -1,5 +1,6 @@
 //! The command line: arguments, signals, exit codes.
 
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -42,6 +43,12 @@ enum Command {
     /// Run one session's kernels. Started by the server, never by hand.
     #[command(hide = true)]
     Worker,
+    /// Run a GPU compiler. Started by the server, never by hand.
+    #[command(hide = true, name = compile::worker::ARGUMENT)]
+    CompileWorker {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -132,6 +139,7 @@ fn main() -> ExitCode {
         Some(Command::Serve(arguments)) => serve(&arguments),
         Some(Command::Check) => return if check::run() { ExitCode::SUCCESS } else { 1.into() },
         Some(Command::Worker) => device::worker::main(),
+        Some(Command::CompileWorker { arguments }) => compile::worker::main(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

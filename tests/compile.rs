@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
-use outboard::compile::{CompileError, CompileResult, Family, Service, Ticket};
+use outboard::compile::{CompileError, CompileResult, Family, Service, Target, Ticket};
 use outboard::config::{CacheDir, CompileConfig, CompilerChoice};
 
 mod kernels;
@@ -65,7 +65,7 @@ fn services() -> Vec<Service> {
 }
 
 fn compile(service: &Service, source: &str) -> CompileResult {
-    service.compile(source.as_bytes().into()).wait()
+    service.compile(&Target::Cpu, source.as_bytes().into()).wait()
 }
 
 /// Waits for what another thread is about to do.
@@ -93,7 +93,7 @@ fn ticket_done_wakes_whoever_asked_before_and_after() {
     let service = Service::new(gcc());
     let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(Arc::clone(&wakes));
-    let ticket = service.compile(small_source(1));
+    let ticket = service.compile(&Target::Cpu, small_source(1));
     ticket.wake_on_done(&waker);
     until("a wake", || wakes.0.load(Ordering::SeqCst) == 1);
     assert!(matches!(ticket.poll(), Some(Ok(_))));
@@ -107,15 +107,19 @@ fn source_beyond_full_queue_is_busy_and_source_in_flight_is_shared() {
     let config =
         CompileConfig { threads: 1, queue_max: 1, time_max: Duration::from_secs(3), ..gcc() };
     let service = Service::new(config);
-    let running = service.compile(endless_source(1));
+    let running = service.compile(&Target::Cpu, endless_source(1));
     // The thread takes the first source from the queue at a time of its own.
-    let busy = || matches!(service.compile(small_source(1)).poll(), Some(Err(_)));
+    let busy = || matches!(service.compile(&Target::Cpu, small_source(1)).poll(), Some(Err(_)));
     until("room in the queue", || !busy());
-    let waiting = service.compile(small_source(2));
+    let waiting = service.compile(&Target::Cpu, small_source(2));
     assert_eq!(waiting.poll(), None);
     let error = CompileError::Busy { queue_max: 1 };
-    assert_eq!(service.compile(small_source(3)).poll(), Some(Err(error)));
-    assert_eq!(service.compile(small_source(2)).poll(), None, "the same source is no second job");
+    assert_eq!(service.compile(&Target::Cpu, small_source(3)).poll(), Some(Err(error)));
+    assert_eq!(
+        service.compile(&Target::Cpu, small_source(2)).poll(),
+        None,
+        "the same source is no second job"
+    );
     let limit = Duration::from_secs(3);
     assert_eq!(running.wait(), Err(CompileError::Timeout { limit }));
     assert!(waiting.wait().is_ok());
@@ -126,14 +130,17 @@ fn ticket_dropped_before_its_turn_is_never_compiled() {
     let dir = tempfile::tempdir().unwrap();
     let time_max = Duration::from_secs(3);
     let service = Service::new(CompileConfig { threads: 1, time_max, ..cached(dir.path()) });
-    let running = service.compile(endless_source(2));
-    let (first, second) = (service.compile(small_source(1)), service.compile(small_source(2)));
+    let running = service.compile(&Target::Cpu, endless_source(2));
+    let (first, second) = (
+        service.compile(&Target::Cpu, small_source(1)),
+        service.compile(&Target::Cpu, small_source(2)),
+    );
     let copy = first.clone();
     drop((first, second));
     assert!(running.wait().is_err());
     assert!(copy.wait().is_ok());
     // The queue is served in order, so the dropped one has been passed over by now.
-    assert!(service.compile(small_source(3)).wait().is_ok());
+    assert!(service.compile(&Target::Cpu, small_source(3)).wait().is_ok());
     assert_eq!(entries(dir.path()).len(), 2);
 }
 
@@ -141,7 +148,8 @@ fn ticket_dropped_before_its_turn_is_never_compiled() {
 fn service_dropped_closes_what_waits() {
     let time_max = Duration::from_secs(3);
     let service = Service::new(CompileConfig { threads: 1, time_max, ..gcc() });
-    let tickets: Vec<Ticket> = (0..4).map(|i| service.compile(endless_source(10 + i))).collect();
+    let tickets: Vec<Ticket> =
+        (0..4).map(|i| service.compile(&Target::Cpu, endless_source(10 + i))).collect();
     drop(service);
     let closed = tickets.iter().filter(|t| t.wait() == Err(CompileError::Closed)).count();
     assert!(closed >= 3, "{closed}");
@@ -197,7 +205,7 @@ fn source_that_takes_for_ever_is_killed_with_all_its_processes() {
             Family::Gcc => CompilerChoice::Gcc,
         };
         let service = Service::new(CompileConfig { time_max, threads: 1, ..config(choice) });
-        let ticket = service.compile(endless_source(3));
+        let ticket = service.compile(&Target::Cpu, endless_source(3));
         let result = ticket.wait();
         assert_eq!(result, Err(CompileError::Timeout { limit: time_max }), "{family:?}");
         // The next source finds the thread and the machine in order.
@@ -274,21 +282,25 @@ fn planted(entry: &[u8], object: &[u8]) -> Vec<u8> {
 fn cache_entry_is_used_by_the_next_server_and_private() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("a/b");
-    let first = Service::new(cached(&cache)).compile(small_source(1)).wait().unwrap();
+    let first = Service::new(cached(&cache)).compile(&Target::Cpu, small_source(1)).wait().unwrap();
     let path = entry(&cache);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::metadata(&cache).unwrap().permissions().mode() & 0o777, 0o700);
-    assert_eq!(Service::new(cached(&cache)).compile(small_source(1)).wait().unwrap(), first);
+    assert_eq!(
+        Service::new(cached(&cache)).compile(&Target::Cpu, small_source(1)).wait().unwrap(),
+        first
+    );
     // Only a server that reads the entry gives back what was planted there.
     fs::write(&path, planted(&fs::read(&path).unwrap(), b"planted")).unwrap();
-    let found = Service::new(cached(&cache)).compile(small_source(1)).wait().unwrap();
+    let found = Service::new(cached(&cache)).compile(&Target::Cpu, small_source(1)).wait().unwrap();
     assert_eq!(&found[..], b"planted");
 }
 
 #[test]
 fn cache_entry_cut_or_altered_is_a_miss_and_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
-    let object = Service::new(cached(dir.path())).compile(small_source(1)).wait().unwrap();
+    let object =
+        Service::new(cached(dir.path())).compile(&Target::Cpu, small_source(1)).wait().unwrap();
     let path = entry(dir.path());
     let good = fs::read(&path).unwrap();
     let mut altered = vec![good[..good.len() - 1].to_vec(), good[..40].to_vec(), Vec::new()];
@@ -300,7 +312,8 @@ fn cache_entry_cut_or_altered_is_a_miss_and_is_replaced() {
     }));
     for entry in altered {
         fs::write(&path, entry).unwrap();
-        let found = Service::new(cached(dir.path())).compile(small_source(1)).wait().unwrap();
+        let found =
+            Service::new(cached(dir.path())).compile(&Target::Cpu, small_source(1)).wait().unwrap();
         assert_eq!(found, object);
         assert_eq!(fs::read(&path).unwrap(), good);
     }
@@ -318,15 +331,15 @@ fn cache_past_its_limit_loses_what_was_not_used_longest() {
     };
     let mut paths = Vec::new();
     for salt in 0..4 {
-        service(1 << 30).compile(small_source(salt)).wait().unwrap();
+        service(1 << 30).compile(&Target::Cpu, small_source(salt)).wait().unwrap();
         let new = entries(dir.path()).into_iter().find(|p| !paths.contains(p)).unwrap();
         old(&new, 1000 - u64::try_from(salt).unwrap());
         paths.push(new);
     }
     // A hit makes the oldest the newest.
-    service(1 << 30).compile(small_source(0)).wait().unwrap();
+    service(1 << 30).compile(&Target::Cpu, small_source(0)).wait().unwrap();
     // Five entries of one block each, room for four, and a tenth is freed on top: three stay.
-    service(4 * 4096).compile(small_source(4)).wait().unwrap();
+    service(4 * 4096).compile(&Target::Cpu, small_source(4)).wait().unwrap();
     let left = entries(dir.path());
     assert_eq!(left.len(), 3, "{left:?}");
     assert!(left.contains(&paths[0]) && left.contains(&paths[3]));
@@ -339,7 +352,9 @@ fn cache_shared_by_writers_at_once_holds_whole_entries_only() {
     let services: Vec<Service> = (0..3).map(|_| Service::new(cached(dir.path()))).collect();
     let tickets: Vec<Vec<Ticket>> = services
         .iter()
-        .map(|service| (0..6).map(|salt| service.compile(small_source(salt))).collect())
+        .map(|service| {
+            (0..6).map(|salt| service.compile(&Target::Cpu, small_source(salt))).collect()
+        })
         .collect();
     for salt in 0..6 {
         let objects: Vec<_> = tickets.iter().map(|t| t[salt].wait().unwrap()).collect();
@@ -360,17 +375,17 @@ fn cache_that_cannot_be_used_fails_no_compile() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("cache");
     let service = Service::new(cached(&cache));
-    assert!(service.compile(small_source(1)).wait().is_ok());
+    assert!(service.compile(&Target::Cpu, small_source(1)).wait().is_ok());
     fs::remove_dir_all(&cache).unwrap();
     fs::write(&cache, "a file").unwrap();
-    assert!(service.compile(small_source(2)).wait().is_ok());
+    assert!(service.compile(&Target::Cpu, small_source(2)).wait().is_ok());
     // A file from the start.
-    assert!(Service::new(cached(&cache)).compile(small_source(1)).wait().is_ok());
+    assert!(Service::new(cached(&cache)).compile(&Target::Cpu, small_source(1)).wait().is_ok());
     // Others could write code into it.
     let open = dir.path().join("open");
     fs::create_dir(&open).unwrap();
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(Service::new(cached(&open)).compile(small_source(1)).wait().is_ok());
+    assert!(Service::new(cached(&open)).compile(&Target::Cpu, small_source(1)).wait().is_ok());
     assert!(entries(&open).is_empty());
 }
 

@@ -1,7 +1,6 @@
 //! Finding a C compiler and running it.
 //!
-//! Owns: the choice of the compiler, its flags, and what its messages may say to a client. A
-//! compiler counts only once it has compiled something inside the sandbox it will always run in.
+//! Owns: the choice of the compiler and its flags. A compiler counts only once it has compiled something inside the sandbox it will always run in.
 //!
 //! The flags ask for what tinygrad's own CPU device asks of clang, so that results agree with it to
 //! rounding; the comments at them say where gcc needs more to behave the same.
@@ -12,8 +11,10 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::sandbox::{End, Finished, Rights, Sandbox};
-use super::{CompileError, source};
+use super::CompileError;
+use super::messages::{self, Limits};
+use super::sandbox::{End, Processes, Rights, Sandbox};
+use super::source::{self, Dialect};
 use crate::config::{CompileConfig, CompilerChoice};
 
 /// Flags for both families: code for this very CPU that can lie anywhere and needs no library,
@@ -77,7 +78,8 @@ const PROGRAM_DIRS: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
 const LIBRARY_DIRS: [&str; 5] = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"];
 
 /// The dynamic linkers of glibc and musl: the kernel starts one for each program.
-const DYNAMIC_LINKERS: [&str; 2] = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"];
+pub(super) const DYNAMIC_LINKERS: [&str; 2] =
+    ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"];
 
 /// The newest clang whose name is tried with its version. Others are found as `clang`.
 const CLANG_VERSION_MAX: u32 = 23;
@@ -88,6 +90,9 @@ const TRIAL: &[u8] = b"void f(float* restrict a, const int n) {\n\
     for (int i = 0; i < n; i++) { a[i] = a[i]*2.0f; }\n}\n";
 const TRIAL_HALF: &[u8] = b"void f(__fp16* restrict a) { *a = *a + (__fp16)1.0f; }\n";
 const TRIAL_BFLOAT16: &[u8] = b"void f(__bf16* restrict a) { *a = *a + (__bf16)1.0f; }\n";
+
+/// How both begin a message about what they read from standard input.
+const PLACE: &str = "<stdin>:";
 
 /// A kind of command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,9 +117,8 @@ pub struct Toolchain {
     args: Vec<CString>,
     env: Vec<CString>,
     sandbox: Sandbox,
-    message_bytes_max: usize,
     source_bytes_max: usize,
-    limits: (std::time::Duration, u64),
+    limits: Limits,
 }
 
 /// No compiler works. For the operator: it names paths.
@@ -194,7 +198,11 @@ impl Toolchain {
             }
         }
         let args = args.iter().map(|a| c_string(a.as_bytes())).collect::<Result<_, _>>()?;
-        let rights = rights(&path, execute, family == Family::Gcc, config);
+        let processes = match family {
+            Family::Clang => Processes::None,
+            Family::Gcc => Processes::Children,
+        };
+        let rights = rights(&path, execute, processes, config);
         let mut toolchain = Toolchain {
             program: c_string(path.as_os_str().as_bytes())?,
             path,
@@ -205,9 +213,8 @@ impl Toolchain {
             args,
             env,
             sandbox: Sandbox::new(&rights).map_err(|e| e.to_string())?,
-            message_bytes_max: config.message_bytes_max,
             source_bytes_max: config.source_bytes_max,
-            limits: (config.time_max, config.object_bytes_max),
+            limits: Limits::of(config),
         };
         toolchain.compile(TRIAL).map_err(|e| e.to_string())?;
         toolchain.half = toolchain.compile(TRIAL_HALF).is_ok();
@@ -231,24 +238,15 @@ impl Toolchain {
 
     /// Compiles in the sandbox. Blocks for as long as the compiler takes.
     pub(super) fn compile(&self, source: &[u8]) -> Result<Vec<u8>, CompileError> {
-        source::check(source, self.source_bytes_max)?;
+        source::check(Dialect::C, source, self.source_bytes_max)?;
         self.check_types(source)?;
         let env: Vec<&CStr> = self.env.iter().map(|e| &**e).collect();
         let run = self.sandbox.run(&self.program, &self.args, &env, source);
-        let Finished { end, output, messages } = run.map_err(|error| {
+        let finished = run.map_err(|error| {
             tracing::warn!(%error, "cannot run the compiler");
             CompileError::Sandbox
         })?;
-        let (limit, bytes_max) = self.limits;
-        match end {
-            End::Exit(0) if !output.is_empty() => Ok(output),
-            End::Exit(_) => {
-                Err(CompileError::Rejected { message: clean(&messages, self.message_bytes_max) })
-            }
-            End::Timeout | End::Signal(libc::SIGXCPU) => Err(CompileError::Timeout { limit }),
-            End::Signal(libc::SIGXFSZ) => Err(CompileError::ObjectTooLong { bytes_max }),
-            End::Signal(signal) => Err(CompileError::Crashed { signal }),
-        }
+        messages::outcome(finished, PLACE, &self.limits)
     }
 
     /// Refuses types that this compiler does not know, with a better reason than it would give.
@@ -289,7 +287,7 @@ impl Candidate {
 
 /// What a program prints when it is run with one argument, in a sandbox of its own.
 fn answer(path: &Path, arg: &str, config: &CompileConfig) -> Result<String, String> {
-    let rights = rights(path, vec![path.to_owned()], false, config);
+    let rights = rights(path, vec![path.to_owned()], Processes::None, config);
     let sandbox = Sandbox::new(&rights).map_err(|e| e.to_string())?;
     let program = c_string(path.as_os_str().as_bytes())?;
     let args = [c_string(arg.as_bytes())?];
@@ -314,7 +312,7 @@ fn gcc_part(gcc: &Path, part: &str, config: &CompileConfig) -> Result<PathBuf, S
 fn rights(
     path: &Path,
     mut execute: Vec<PathBuf>,
-    processes: bool,
+    processes: Processes,
     config: &CompileConfig,
 ) -> Rights {
     let mut read: Vec<PathBuf> = LIBRARY_DIRS.iter().map(PathBuf::from).collect();
@@ -326,6 +324,7 @@ fn rights(
     Rights {
         read,
         execute,
+        write: Vec::new(),
         processes,
         memory_bytes_max: config.memory_bytes_max,
         cpu_seconds_max: config.cpu_seconds_max,
@@ -357,7 +356,7 @@ fn gcc_paths() -> BTreeSet<PathBuf> {
     program_paths("gcc").filter_map(|path| path.canonicalize().ok()).collect()
 }
 
-fn c_string(bytes: &[u8]) -> Result<CString, String> {
+pub(super) fn c_string(bytes: &[u8]) -> Result<CString, String> {
     CString::new(bytes).map_err(|_| "a NUL byte in a path".to_owned())
 }
 
@@ -372,78 +371,4 @@ fn cpu_features() -> Vec<u8> {
         .lines()
         .filter(|line| line.split_once(':').is_some_and(|(name, _)| LINES.contains(&name.trim())));
     lines.collect::<Vec<_>>().join("\n").into_bytes()
-}
-
-/// What a client may read of a compiler's messages: the errors in its own source, else whatever
-/// calls itself an error; no paths, and not much.
-fn clean(messages: &[u8], bytes_max: usize) -> String {
-    let text = String::from_utf8_lossy(messages);
-    let errors: Vec<&str> =
-        text.lines().filter(|line| line.to_ascii_lowercase().contains("error")).collect();
-    let in_source: Vec<&str> =
-        errors.iter().copied().filter(|line| line.starts_with("<stdin>:")).collect();
-    let lines = if in_source.is_empty() { errors } else { in_source };
-    let mut message = lines.iter().map(|line| without_paths(line)).collect::<Vec<_>>().join("\n");
-    if message.is_empty() {
-        message.push_str("the compiler failed without a reason");
-    }
-    if message.len() > bytes_max {
-        message.truncate(message.floor_char_boundary(bytes_max));
-        message.push_str("...");
-    }
-    message
-}
-
-/// Replaces what looks like an absolute path: a slash that begins a word with another slash in it.
-fn without_paths(line: &str) -> String {
-    let is_path = |c: char| c.is_ascii_alphanumeric() || "/._+-".contains(c);
-    let mut clean = String::with_capacity(line.len());
-    let mut rest = line;
-    while let Some(start) = rest.find(is_path) {
-        let word_bytes = rest[start..].find(|c| !is_path(c)).unwrap_or(rest.len() - start);
-        let (before, word) = rest[..start + word_bytes].split_at(start);
-        clean.push_str(before);
-        let is_absolute = word.strip_prefix('/').is_some_and(|word| word.contains('/'));
-        clean.push_str(if is_absolute { "(path)" } else { word });
-        rest = &rest[start + word_bytes..];
-    }
-    clean + rest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{clean, without_paths};
-
-    #[test]
-    fn message_with_paths_loses_them_and_keeps_the_place_in_the_source() {
-        let messages = b"In file included from /srv/secret/x.h:1:\n\
-            <stdin>:3:5: error: use of 'a' (see /usr/lib/gcc/x86_64/12/cc1) 1/2 a/b/c\n\
-            1 error generated.\n";
-        let expected = "<stdin>:3:5: error: use of 'a' (see (path)) 1/2 a/b/c";
-        assert_eq!(clean(messages, 2048), expected);
-    }
-
-    #[test]
-    fn message_without_place_keeps_lines_that_call_themselves_errors() {
-        let messages =
-            b"PLEASE submit a bug report to /x/y\nStack dump:\n0. /opt/llvm/bin/clang -x\n\
-            fatal error: error in backend: too deep\n";
-        assert_eq!(clean(messages, 2048), "fatal error: error in backend: too deep");
-        assert_eq!(clean(b"Killed\n", 2048), "the compiler failed without a reason");
-    }
-
-    #[test]
-    fn message_longer_than_limit_is_cut_at_a_character() {
-        let messages = format!("<stdin>:1:1: error: {}", "é".repeat(2000));
-        let cut = clean(messages.as_bytes(), 101);
-        assert_eq!(cut.len(), 100 + 3);
-        assert!(cut.ends_with("é..."), "{cut}");
-    }
-
-    #[test]
-    fn path_at_either_end_of_line_is_replaced() {
-        assert_eq!(without_paths("/a/b said /c/d"), "(path) said (path)");
-        assert_eq!(without_paths("x / y"), "x / y");
-        assert_eq!(without_paths(""), "");
-    }
 }

@@ -2,19 +2,29 @@
 //!
 //! Owns: [`Service`], which any number of shards share, and [`Ticket`], the promise of one object.
 //! A source is refused before a compiler sees it if it asks for files or assembly; what passes is
-//! compiled by clang or gcc in a process without rights; the object is kept in memory and on disk.
+//! compiled in a process without rights, by clang or gcc for the CPU, by NVRTC or comgr for GPUs;
+//! the object is kept in memory and on disk. PTX needs no compiler here and is passed on.
 //!
 //! Absent: devices and commands. What an object means is the business of the device that asked.
 //!
-//! Reading order: this file, `pool` (jobs and threads), `source` (what is refused), `cc` (the
-//! compilers), `sandbox` and `spawn` (processes without rights), `cache`.
+//! Reading order: this file, `pool` (jobs and threads), `source` and `ptx` (what is refused), `cc`
+//! (the C compilers), `library` (those for GPUs) and `worker` (the process they run in) with
+//! `nvrtc`, `comgr` and `dynamic`; `messages` (what a client may read), `sandbox` and `spawn`
+//! (processes without rights), `cache`.
 
 mod cache;
 mod cc;
+mod comgr;
+mod dynamic;
+mod library;
+mod messages;
+mod nvrtc;
 mod pool;
+mod ptx;
 mod sandbox;
 mod source;
 mod spawn;
+pub mod worker;
 
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -23,8 +33,10 @@ use std::time::Duration;
 use crate::config::CompileConfig;
 use cache::{Disk, Key};
 pub use cc::{Family, NoToolchain, Toolchain};
+pub use library::{Kind, Library, NoLibrary};
 use pool::{Job, Pool};
 pub use sandbox::Status as SandboxStatus;
+use source::Dialect;
 
 /// Why there is no object. None of these tells anything about the server's files.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +51,9 @@ pub enum CompileError {
     Crashed { signal: i32 },
     #[error("no C compiler works on the server: install clang 17 or later, or gcc 12 or later")]
     NoCompiler,
+    /// The library that compiles for this kind of GPU is missing.
+    #[error("the server has no {library}: {remedy}")]
+    NoLibrary { library: &'static str, remedy: &'static str },
     #[error("the compiled kernel exceeds {bytes_max} bytes")]
     ObjectTooLong { bytes_max: u64 },
     /// The source holds something that no kernel needs.
@@ -57,6 +72,31 @@ pub enum CompileError {
     /// The source needs a type that this compiler lacks.
     #[error("the server's compiler ({compiler}) has no {what} arithmetic: install {remedy} there")]
     Unsupported { what: &'static str, compiler: String, remedy: &'static str },
+}
+
+/// What a source is compiled for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// C for this machine's CPU, to an object that can be linked.
+    Cpu,
+    /// CUDA C++ or PTX for an architecture such as `sm_90`: to machine code, or to PTX for the
+    /// driver to compile, which ends in a zero byte.
+    Cuda { arch: Arc<str> },
+    /// HIP C++ for an architecture such as `gfx90a:sramecc+:xnack-`, to machine code.
+    Hip { arch: Arc<str> },
+}
+
+impl Target {
+    /// Names a source for this target while the server runs.
+    fn key(&self, source: &[u8]) -> Key {
+        let (kind, arch) = match self {
+            Target::Cpu => return *blake3::hash(source).as_bytes(),
+            Target::Cuda { arch } => ("cuda ", arch),
+            Target::Hip { arch } => ("hip ", arch),
+        };
+        let target = blake3::hash([kind, arch].concat().as_bytes());
+        *blake3::keyed_hash(target.as_bytes(), source).as_bytes()
+    }
 }
 
 /// What a compile comes to.
@@ -78,14 +118,16 @@ struct Inner {
 #[derive(Debug)]
 struct Backend {
     config: CompileConfig,
-    /// Found by the first thread that needs it.
-    toolchain: OnceLock<Result<Found, NoToolchain>>,
+    /// Each found by the first thread that needs it.
+    toolchain: OnceLock<Result<Found<Toolchain>, NoToolchain>>,
+    comgr: OnceLock<Result<Found<Library>, NoLibrary>>,
+    nvrtc: OnceLock<Result<Found<Library>, NoLibrary>>,
     disk: OnceLock<Option<Disk>>,
 }
 
 #[derive(Debug)]
-struct Found {
-    toolchain: Toolchain,
+struct Found<C> {
+    compiler: C,
     fingerprint: [u8; 32],
 }
 
@@ -93,24 +135,39 @@ impl Service {
     /// A service that has not looked for its compiler yet.
     #[must_use]
     pub fn new(config: CompileConfig) -> Service {
-        let backend = Backend { config, toolchain: OnceLock::new(), disk: OnceLock::new() };
+        let backend = Backend {
+            config,
+            toolchain: OnceLock::new(),
+            comgr: OnceLock::new(),
+            nvrtc: OnceLock::new(),
+            disk: OnceLock::new(),
+        };
         Service(Arc::new(Inner { pool: Arc::new(Pool::new(backend)) }))
     }
 
     /// Starts to compile a source, or finds that it was compiled before. Does not block, and takes
     /// the time to hash the source. The same source asked for twice is compiled once.
-    pub fn compile(&self, source: Arc<[u8]>) -> Ticket {
-        Ticket(Pool::submit(&self.0.pool, source))
+    pub fn compile(&self, target: &Target, source: Arc<[u8]>) -> Ticket {
+        Ticket(Pool::submit(&self.0.pool, target, source))
     }
 
-    /// The compiler. Blocks for some tenths of a second when asked first, so that a server may do
+    /// The C compiler. Blocks for some tenths of a second when asked first, so that a server may do
     /// this before it takes clients.
     ///
     /// # Errors
     ///
     /// What was tried, if nothing works.
     pub fn toolchain(&self) -> Result<&Toolchain, &NoToolchain> {
-        self.0.pool.backend.found().map(|found| &found.toolchain)
+        self.0.pool.backend.toolchain().map(|found| &found.compiler)
+    }
+
+    /// A GPU compiler. Blocks for some hundredths of a second when asked first.
+    ///
+    /// # Errors
+    ///
+    /// What was tried, if none can be loaded.
+    pub fn library(&self, kind: Kind) -> Result<&Library, &NoLibrary> {
+        self.0.pool.backend.library(kind).map(|found| &found.compiler)
     }
 
     /// Which walls this kernel gives to the compiler's sandbox.
@@ -127,16 +184,32 @@ impl Drop for Inner {
 }
 
 impl Backend {
-    fn found(&self) -> Result<&Found, &NoToolchain> {
+    fn toolchain(&self) -> Result<&Found<Toolchain>, &NoToolchain> {
         let find = || {
             let found = Toolchain::find(&self.config);
             match &found {
                 Ok(t) => tracing::info!(compiler = %t.path.display(), version = t.version, "found"),
                 Err(error) => tracing::warn!(%error),
             }
-            found.map(|toolchain| Found { fingerprint: toolchain.fingerprint(), toolchain })
+            found.map(|compiler| Found { fingerprint: compiler.fingerprint(), compiler })
         };
         self.toolchain.get_or_init(find).as_ref()
+    }
+
+    fn library(&self, kind: Kind) -> Result<&Found<Library>, &NoLibrary> {
+        let find = || {
+            let found = Library::find(kind, &self.config);
+            match &found {
+                Ok(l) => tracing::info!(compiler = %l.path.display(), version = l.version, "found"),
+                Err(error) => tracing::warn!(%error),
+            }
+            found.map(|compiler| Found { fingerprint: compiler.fingerprint(), compiler })
+        };
+        let place = match kind {
+            Kind::Comgr => &self.comgr,
+            Kind::Nvrtc => &self.nvrtc,
+        };
+        place.get_or_init(find).as_ref()
     }
 
     fn disk(&self) -> Option<&Disk> {
@@ -148,17 +221,47 @@ impl Backend {
     }
 
     /// Looks on disk, else compiles. Blocks.
-    fn compile(&self, source: &[u8]) -> CompileResult {
+    fn compile(&self, target: &Target, source: &[u8]) -> CompileResult {
+        match target {
+            Target::Cpu => self.compile_c(source),
+            Target::Cuda { arch } if ptx::is_ptx(source) => {
+                Ok(ptx::finish(source, arch, self.config.source_bytes_max)?.into())
+            }
+            Target::Cuda { arch } => self.compile_gpu(Kind::Nvrtc, arch, source),
+            Target::Hip { arch } => self.compile_gpu(Kind::Comgr, arch, source),
+        }
+    }
+
+    fn compile_c(&self, source: &[u8]) -> CompileResult {
         // A source is refused for what it is, whether or not some compiler works here.
-        source::check(source, self.config.source_bytes_max)?;
-        let found = self.found().map_err(|_| CompileError::NoCompiler)?;
+        source::check(Dialect::C, source, self.config.source_bytes_max)?;
+        let found = self.toolchain().map_err(|_| CompileError::NoCompiler)?;
         let key: Key = *blake3::keyed_hash(&found.fingerprint, source).as_bytes();
-        if let Some(object) = self.disk().and_then(|disk| disk.get(&key)) {
+        self.kept(&key, || found.compiler.compile(source))
+    }
+
+    fn compile_gpu(&self, kind: Kind, arch: &str, source: &[u8]) -> CompileResult {
+        source::check(kind.dialect(), source, self.config.source_bytes_max)?;
+        let found = self
+            .library(kind)
+            .map_err(|_| CompileError::NoLibrary { library: kind.name(), remedy: kind.remedy() })?;
+        let compiler = blake3::keyed_hash(&found.fingerprint, arch.as_bytes());
+        let key: Key = *blake3::keyed_hash(compiler.as_bytes(), source).as_bytes();
+        self.kept(&key, || found.compiler.compile(arch, source))
+    }
+
+    /// The object from disk, else a new one, which is then kept there.
+    fn kept(
+        &self,
+        key: &Key,
+        compile: impl FnOnce() -> Result<Vec<u8>, CompileError>,
+    ) -> CompileResult {
+        if let Some(object) = self.disk().and_then(|disk| disk.get(key)) {
             return Ok(object.into());
         }
-        let object = found.toolchain.compile(source)?;
+        let object = compile()?;
         if let Some(disk) = self.disk() {
-            disk.put(&key, &object);
+            disk.put(key, &object);
         }
         Ok(object.into())
     }

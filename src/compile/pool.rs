@@ -9,12 +9,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 
 use super::cache::{Key, Memory};
-use super::{Backend, CompileError, CompileResult};
+use super::{Backend, CompileError, CompileResult, Target};
 use crate::cores;
 
 /// One source on its way to an object.
 #[derive(Debug)]
 pub(super) struct Job {
+    target: Target,
     source: Arc<[u8]>,
     state: Mutex<JobState>,
     done: Condvar,
@@ -27,13 +28,14 @@ struct JobState {
 }
 
 impl Job {
-    fn new(source: Arc<[u8]>) -> Job {
-        Job { source, state: Mutex::default(), done: Condvar::new() }
+    fn new(target: Target, source: Arc<[u8]>) -> Job {
+        Job { target, source, state: Mutex::default(), done: Condvar::new() }
     }
 
     pub(super) fn done(result: CompileResult) -> Job {
         let state = JobState { result: Some(result), wakers: Vec::new() };
-        Job { source: Arc::default(), state: Mutex::new(state), done: Condvar::new() }
+        let (target, source) = (Target::Cpu, Arc::default());
+        Job { target, source, state: Mutex::new(state), done: Condvar::new() }
     }
 
     pub(super) fn result(&self) -> Option<CompileResult> {
@@ -82,7 +84,7 @@ pub(super) struct Pool {
 #[derive(Debug)]
 struct Queue {
     waiting: VecDeque<(Key, Weak<Job>)>,
-    /// Waiting and running jobs by the hash of their source.
+    /// Waiting and running jobs by the hash of their source and target.
     in_flight: HashMap<Key, Weak<Job>>,
     memory: Memory,
     threads: usize,
@@ -104,9 +106,9 @@ impl Pool {
     }
 
     /// The job for a source: a finished one, one in flight, or a new one.
-    pub(super) fn submit(pool: &Arc<Pool>, source: Arc<[u8]>) -> Arc<Job> {
+    pub(super) fn submit(pool: &Arc<Pool>, target: &Target, source: Arc<[u8]>) -> Arc<Job> {
         let queue_max = pool.backend.config.queue_max;
-        let key: Key = *blake3::hash(&source).as_bytes();
+        let key = target.key(&source);
         let mut queue = lock(&pool.queue);
         if let Some(object) = queue.memory.get(&key) {
             return Arc::new(Job::done(Ok(object)));
@@ -123,7 +125,7 @@ impl Pool {
         if queue.threads_idle <= queue.waiting.len() && !queue.add_thread(pool) {
             return Arc::new(Job::done(Err(CompileError::Sandbox)));
         }
-        let job = Arc::new(Job::new(source));
+        let job = Arc::new(Job::new(target.clone(), source));
         queue.waiting.push_back((key, Arc::downgrade(&job)));
         queue.in_flight.insert(key, Arc::downgrade(&job));
         drop(queue);
@@ -145,7 +147,7 @@ impl Pool {
     /// A thread's life.
     fn work(&self) {
         while let Some((key, job)) = self.next() {
-            let result = self.backend.compile(&job.source);
+            let result = self.backend.compile(&job.target, &job.source);
             let mut queue = lock(&self.queue);
             queue.in_flight.remove(&key);
             if let Ok(object) = &result {

@@ -3,7 +3,8 @@
 //! What the process can do: read libraries, read its source, write its object and its messages into
 //! memory that has no name, and use bounded memory and time. It has no directory to write to, no
 //! network, no environment, no other process to signal or trace, and can start no program but the
-//! ones it is made of.
+//! ones it is made of. Only a GPU compiler that cannot do without gets a directory, of its own and
+//! for one run.
 //!
 //! What is not kept from it: whether a path exists (landlock tells "denied" from "missing"), which
 //! is why `source` refuses what could ask.
@@ -24,8 +25,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SeekFrom};
@@ -199,14 +200,24 @@ impl fmt::Display for Status {
     }
 }
 
+/// What a sandboxed program may make besides its first thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Processes {
+    None,
+    Threads,
+    /// Processes too.
+    Children,
+}
+
 /// What a sandboxed program may use.
 pub(super) struct Rights {
     /// Directories and files it may read.
     pub(super) read: Vec<PathBuf>,
     /// Programs it may start, the first one included.
     pub(super) execute: Vec<PathBuf>,
-    /// Whether it may make processes.
-    pub(super) processes: bool,
+    /// Directories in which it may make files.
+    pub(super) write: Vec<PathBuf>,
+    pub(super) processes: Processes,
     pub(super) memory_bytes_max: u64,
     pub(super) cpu_seconds_max: u64,
     /// Bytes of its output, and of its messages.
@@ -364,7 +375,8 @@ fn ruleset(rights: &Rights) -> Result<Option<OwnedFd>, RulesetError> {
         .create()?;
     let read = rights.read.iter().map(|path| (path, AccessFs::ReadFile | AccessFs::ReadDir));
     let execute = rights.execute.iter().map(|path| (path, AccessFs::ReadFile | AccessFs::Execute));
-    for (path, access) in read.chain(execute) {
+    let write = rights.write.iter().map(|path| (path, files_of_its_own()));
+    for (path, access) in read.chain(execute).chain(write) {
         // What is missing needs no rule: not every system has `/lib64`.
         let Ok(target) = PathFd::new(path) else { continue };
         let access = if path.is_dir() { access } else { access & AccessFs::from_file(abi) };
@@ -373,14 +385,31 @@ fn ruleset(rights: &Rights) -> Result<Option<OwnedFd>, RulesetError> {
     Ok(rules.into())
 }
 
+/// What a program may do in a directory that is its own: files and directories, nothing special.
+pub(super) fn files_of_its_own() -> BitFlags<AccessFs> {
+    AccessFs::MakeDir
+        | AccessFs::MakeReg
+        | AccessFs::ReadDir
+        | AccessFs::ReadFile
+        | AccessFs::RemoveDir
+        | AccessFs::RemoveFile
+        | AccessFs::Truncate
+        | AccessFs::WriteFile
+}
+
 /// The seccomp filter. Denied calls answer "no such call", which programs know how to live with.
-fn filter(processes: bool) -> BpfProgram {
+fn filter(processes: Processes) -> BpfProgram {
     let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
         CALLS_DENIED.iter().map(|&call| (call, Vec::new())).collect();
-    if processes {
-        rules.insert(libc::SYS_clone, NAMESPACE_FLAGS.iter().map(|&flag| has_flag(flag)).collect());
-    } else {
+    if processes != Processes::Children {
         rules.extend(CALLS_OF_PROCESSES.iter().map(|&call| (call, Vec::new())));
+    }
+    if processes != Processes::None {
+        let mut denied: Vec<_> = NAMESPACE_FLAGS.iter().map(|&flag| flag_is(flag, true)).collect();
+        if processes == Processes::Threads {
+            denied.push(flag_is(libc::CLONE_THREAD, false));
+        }
+        rules.insert(libc::SYS_clone, denied);
     }
     let denied = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let filter =
@@ -398,11 +427,12 @@ fn filter(processes: bool) -> BpfProgram {
     .collect()
 }
 
-/// Matches a first argument that has this bit.
-fn has_flag(flag: c_int) -> SeccompRule {
+/// Matches a first argument that has this bit, or one that has it not.
+fn flag_is(flag: c_int, set: bool) -> SeccompRule {
     let flag = u64::from(flag.unsigned_abs());
+    let value = if set { flag } else { 0 };
     let condition =
-        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(flag), flag);
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(flag), value);
     let rule = condition.and_then(|condition| SeccompRule::new(vec![condition]));
     rule.expect("argument 0 exists, and one condition is enough")
 }

@@ -62,6 +62,6 @@ impl Platform for CpuPlatform {
     }
 
     fn compile(&mut self, _index: u64, source: Arc<[u8]>) -> compile::Ticket {
-        self.compile.compile(source)
+        self.compile.compile(&compile::Target::Cpu, source)
     }
 }

@@ -11,7 +11,8 @@ fn rights(processes: bool) -> Rights {
     Rights {
         read: read.map(PathBuf::from).to_vec(),
         execute: execute.map(PathBuf::from).to_vec(),
-        processes,
+        write: Vec::new(),
+        processes: if processes { Processes::Children } else { Processes::None },
         memory_bytes_max: 1 << 30,
         cpu_seconds_max: 30,
         output_bytes_max: 1 << 16,
