@@ -1,9 +1,10 @@
 //! CUDA, PTX and HIP sources through the compile service: what is refused, what the process that a
 //! library compiles in can and cannot do, what is cached, and real compilers where there are any.
 //!
-//! The library of most tests is `compile_gpu/attacker.rs`, which does what a source tells it to. Real
-//! ones are looked for as the server looks for them, and below `target/nvrtc` and `target/comgr`;
-//! they need no GPU. What finds none says `SKIPPED:`.
+//! The library of most tests is `compile_gpu/attacker.rs`, which does what a source tells it to.
+//! Real ones, which need no GPU, are those that `NVRTC_LIBRARY` and `COMGR_LIBRARY` name, else what
+//! lies below `target/nvrtc` and `target/comgr`, else what the server would find. Where there are
+//! none, the tests of them say `SKIPPED:`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -262,7 +263,7 @@ fn source_with_error_is_rejected_with_its_place_and_no_path_of_the_server() {
 #[test]
 fn source_that_breaks_the_library_costs_itself_only() {
     let service = Service::new(CompileConfig { threads: 1, ..config() });
-    let limit = Duration::from_secs(3);
+    let limit = Duration::from_secs(1);
     let impatient = Service::new(CompileConfig { time_max: limit, ..config() });
     let bytes_max = CompileConfig::default().object_bytes_max;
     for target in targets() {
@@ -334,8 +335,11 @@ fn source_is_cached_by_target_and_library() {
 
 // Real compilers.
 
-/// A library below `target`, unpacked there by hand.
-fn unpacked(dir: &str, name: &str) -> Option<PathBuf> {
+/// A library that the environment names, or one below `target`, unpacked there by hand.
+fn unpacked(variable: &str, dir: &str, name: &str) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Some(path.into());
+    }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?;
     let mut folders = vec![target.join(dir)];
     while let Some(folder) = folders.pop() {
@@ -355,8 +359,8 @@ fn unpacked(dir: &str, name: &str) -> Option<PathBuf> {
 /// A service with a real compiler, if there is one.
 fn real(kind: Kind) -> Option<Service> {
     let config = CompileConfig {
-        nvrtc: unpacked("nvrtc", "libnvrtc.so.13"),
-        comgr: unpacked("comgr", "libamd_comgr.so.2"),
+        nvrtc: unpacked("NVRTC_LIBRARY", "nvrtc", "libnvrtc.so.13"),
+        comgr: unpacked("COMGR_LIBRARY", "comgr", "libamd_comgr.so.2"),
         ..real_config()
     };
     let service = Service::new(config);

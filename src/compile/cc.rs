@@ -1,6 +1,7 @@
 //! Finding a C compiler and running it.
 //!
-//! Owns: the choice of the compiler and its flags. A compiler counts only once it has compiled something inside the sandbox it will always run in.
+//! Owns: the choice of the compiler and its flags. A compiler counts only once it has compiled
+//! something inside the sandbox it will always run in.
 //!
 //! The flags ask for what tinygrad's own CPU device asks of clang, so that results agree with it to
 //! rounding; the comments at them say where gcc needs more to behave the same.

@@ -46,7 +46,7 @@ impl Library {
         if unsafe { libc::dladdr(symbol.as_raw_ptr(), found.as_mut_ptr()) } == 0 {
             return None;
         }
-        // SAFETY: all its members are pointers, for which zero is valid, and the call has succeeded.
+        // SAFETY: its members are pointers, for which zero is valid, and the call has succeeded.
         let found = unsafe { found.assume_init() };
         if found.dli_fname.is_null() {
             return None;

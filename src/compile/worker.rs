@@ -1,13 +1,14 @@
 //! The child process that a compiler library runs in.
 //!
 //! NVRTC and comgr are libraries that read a stranger's source, so they are never loaded into the
-//! server. This program is started again instead, in the sandbox of the C compilers, with the hidden
-//! argument `compile-worker`. It loads the library and the headers, gives up what that took, and
-//! only then reads the source: standard input to standard output, with messages on standard error,
-//! as a compiler does. It compiles one source and ends.
+//! server. This program is started again instead, in the sandbox of the C compilers, with the
+//! hidden argument `compile-worker`. It loads the library and the headers, gives up what that took,
+//! and only then reads the source: standard input to standard output, with messages on standard
+//! error, as a compiler does. It compiles one source and ends.
 //!
-//! From then on it has no file but those three, which comgr has a directory besides, and starts no
-//! program. A library that looks for more, such as the driver, does not find it.
+//! From then on it has no file but those three, and starts no program. (comgr works in files, and
+//! has a directory of its own for them.) A library that looks for more does not find it: NVRTC
+//! would load the driver.
 //!
 //! Absent: the other side (`library`), and the walls that are there from the start (`sandbox`).
 

@@ -51,7 +51,8 @@ fn obey(source: &str) -> Result<Vec<u8>, String> {
         "write" => {
             let dir = std::env::temp_dir();
             told(std::fs::create_dir(dir.join("d")).is_ok_and(|()| {
-                std::fs::write(dir.join("d/f"), "x").is_ok() && std::fs::read(dir.join("d/f")).is_ok()
+                std::fs::write(dir.join("d/f"), "x").is_ok()
+                    && std::fs::read(dir.join("d/f")).is_ok()
             }))
         }
         "where" => Ok(std::env::temp_dir().into_os_string().into_encoded_bytes()),
