@@ -92,7 +92,9 @@ fn compiled(service: &Service, target: &Target, source: &str) -> String {
 fn cuda_source_is_compiled_for_the_architecture_with_headers_from_memory() {
     let service = Service::new(config());
     let headers = HEADERS.map(|name| format!("{name}=<{name}>")).join(" ");
-    let expected = format!("int x; --gpu-architecture=sm_90 --minimal {headers}");
+    let expected = format!(
+        "int x; --gpu-architecture=sm_90 --minimal {headers} vector_functions.h= vector_types.h="
+    );
     assert_eq!(compiled(&service, &cuda("sm_90"), "int x;"), expected);
 }
 

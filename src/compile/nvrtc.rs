@@ -18,10 +18,12 @@ use super::worker::{Code, Failure};
 /// How the source is called in messages.
 pub(super) const SOURCE_NAME: &CStr = c"kernel.cu";
 
-/// What the headers that a source may include consist of. They include nothing else where NVRTC
-/// compiles them.
+/// What the headers that a source may include consist of.
 pub(super) const HEADER_FILES: [&CStr; 4] =
     [c"cuda_bf16.h", c"cuda_bf16.hpp", c"cuda_fp16.h", c"cuda_fp16.hpp"];
+
+/// What those include besides, up to version 12. NVRTC has all of it built in.
+pub(super) const HEADERS_EMPTY: [&CStr; 2] = [c"vector_functions.h", c"vector_types.h"];
 
 const VERSION_SYMBOL: &CStr = c"nvrtcVersion";
 /// From this version NVRTC can leave out what needs more of the runtime than kernels do.

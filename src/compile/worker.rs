@@ -13,11 +13,11 @@
 //! Absent: the other side (`library`), and the walls that are there from the start (`sandbox`).
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
@@ -177,7 +177,6 @@ fn compile(library: &OsStr, path: &OsStr, arch: &OsStr, dir: &Path) -> Result<Co
         let headers = headers(dir).map_err(|e| broken(&e))?;
         give_up_rights(None)?;
         let source = CString::new(source()?).map_err(|e| broken(&e))?;
-        let headers: Vec<_> = nvrtc::HEADER_FILES.into_iter().zip(headers).collect();
         nvrtc.compile(&source, arch, &headers)
     } else {
         let comgr = Comgr::load(path).map_err(Failure::Broken)?;
@@ -186,16 +185,17 @@ fn compile(library: &OsStr, path: &OsStr, arch: &OsStr, dir: &Path) -> Result<Co
     }
 }
 
-/// The contents of the headers; none where the server has found no headers.
-fn headers(dir: &Path) -> io::Result<Vec<CString>> {
+/// Names and contents of the headers; none where the server has found no headers.
+fn headers(dir: &Path) -> io::Result<Vec<(&'static CStr, CString)>> {
     if dir.as_os_str().is_empty() {
         return Ok(Vec::new());
     }
-    let read = |name: &std::ffi::CStr| {
-        let path: PathBuf = dir.join(OsStr::from_bytes(name.to_bytes()));
-        Ok(CString::new(std::fs::read(path)?)?)
+    let read = |name: &'static CStr| {
+        let path = dir.join(OsStr::from_bytes(name.to_bytes()));
+        Ok((name, CString::new(std::fs::read(path)?)?))
     };
-    nvrtc::HEADER_FILES.into_iter().map(read).collect()
+    let empty = nvrtc::HEADERS_EMPTY.into_iter().map(|name| Ok((name, CString::default())));
+    nvrtc::HEADER_FILES.into_iter().map(read).chain(empty).collect()
 }
 
 fn source() -> Result<Vec<u8>, Failure> {
