@@ -114,6 +114,12 @@ struct ServeArgs {
     /// The C compiler, clang or gcc [default: the newest clang, else gcc].
     #[arg(long, value_name = "PROGRAM")]
     compiler: Option<PathBuf>,
+    /// NVRTC, which compiles for CUDA devices: a path or a library's name [default: the newest].
+    #[arg(long, value_name = "LIBRARY")]
+    nvrtc: Option<PathBuf>,
+    /// comgr, which compiles for HIP devices: a path or a library's name [default: the newest].
+    #[arg(long, value_name = "LIBRARY")]
+    comgr: Option<PathBuf>,
     /// Directory of compiled programs [default: ~/.cache/outboard].
     #[arg(long, value_name = "DIR", conflicts_with = "no_cache")]
     cache_dir: Option<PathBuf>,
@@ -225,6 +231,8 @@ fn cpu_platform(arguments: &ServeArgs, buffers: Arc<Budget>) -> Result<PlatformM
     };
     let compile = compile::Service::new(CompileConfig {
         compiler: arguments.compiler.clone().map_or(CompilerChoice::Any, CompilerChoice::Path),
+        comgr: arguments.comgr.clone(),
+        nvrtc: arguments.nvrtc.clone(),
         time_max: arguments.compile_timeout,
         cache_dir,
         ..CompileConfig::default()

@@ -13,9 +13,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use outboard::compile::{CompileError, CompileResult, Kind, SandboxStatus, Service, Target};
+use outboard::compile::{
+    CompileError, CompileResult, Kind, Report, SandboxStatus, Service, Target,
+};
 use outboard::config::{CacheDir, CompileConfig};
 
 #[path = "support/skip.rs"]
@@ -189,6 +191,24 @@ fn headers_that_are_missing_fail_only_what_includes_them() {
     assert!(error.to_string().contains("headers cuda_fp16.h"), "{error}");
 }
 
+#[test]
+fn report_says_what_was_found_and_what_to_do() {
+    let kinds = [Kind::Nvrtc, Kind::Comgr];
+    for (kind, version) in kinds.into_iter().zip(["13.0 at ", "2.9 at "]) {
+        let report = Report::of(kind, &config());
+        assert!(report.found.starts_with(version), "{report:?}");
+        assert!(report.found.ends_with(" compiles") && report.remedy.is_none(), "{report:?}");
+        let nowhere = Some(PathBuf::from("/nowhere/lib.so"));
+        let text = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+        for (path, found) in [(nowhere, "loaded"), (text, "invalid ELF header")] {
+            let (nvrtc, comgr) = (path.clone(), path);
+            let report = Report::of(kind, &CompileConfig { nvrtc, comgr, ..real_config() });
+            assert!(report.found.ends_with(found), "{report:?}");
+            assert_eq!(report.remedy.as_deref(), Some(kind.remedy()));
+        }
+    }
+}
+
 // What the process can do.
 
 /// What a source that tells the library to do something comes to, in both.
@@ -337,6 +357,20 @@ fn source_is_cached_by_target_and_library() {
 
 // Real compilers.
 
+const CUDA_KERNELS: [&str; 4] = [
+    include_str!("compile_gpu/kernels/softmax.cu"),
+    include_str!("compile_gpu/kernels/half_elementwise.cu"),
+    include_str!("compile_gpu/kernels/half_matmul_acc.cu"),
+    include_str!("compile_gpu/kernels/bf16_elementwise.cu"),
+];
+
+const HIP_KERNELS: [&str; 4] = [
+    include_str!("compile_gpu/kernels/softmax.hip"),
+    include_str!("compile_gpu/kernels/half_elementwise.hip"),
+    include_str!("compile_gpu/kernels/half_matmul_acc.hip"),
+    include_str!("compile_gpu/kernels/bf16_elementwise.hip"),
+];
+
 /// A library that the environment names, or one below `target`, unpacked there by hand.
 fn unpacked(variable: &str, dir: &str, name: &str) -> Option<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
@@ -358,14 +392,17 @@ fn unpacked(variable: &str, dir: &str, name: &str) -> Option<PathBuf> {
     None
 }
 
-/// A service with a real compiler, if there is one.
-fn real(kind: Kind) -> Option<Service> {
-    let config = CompileConfig {
+fn found_config() -> CompileConfig {
+    CompileConfig {
         nvrtc: unpacked("NVRTC_LIBRARY", "nvrtc", "libnvrtc.so.13"),
         comgr: unpacked("COMGR_LIBRARY", "comgr", "libamd_comgr.so.2"),
         ..real_config()
-    };
-    let service = Service::new(config);
+    }
+}
+
+/// A service with a real compiler, if there is one.
+fn real(kind: Kind) -> Option<Service> {
+    let service = Service::new(found_config());
     match service.library(kind) {
         Ok(_) => Some(service),
         Err(error) => {
@@ -378,14 +415,11 @@ fn real(kind: Kind) -> Option<Service> {
 #[test]
 fn nvrtc_compiles_kernels_of_tinygrad() {
     let Some(service) = real(Kind::Nvrtc) else { return };
+    let report = Report::of(Kind::Nvrtc, &found_config());
+    assert!(report.found.contains(" compiles"), "{report:?}");
     let has_headers = service.library(Kind::Nvrtc).unwrap().include_dir.is_some();
-    for (source, needs_headers) in [
-        (include_str!("compile_gpu/kernels/softmax.cu"), false),
-        (include_str!("compile_gpu/kernels/half_elementwise.cu"), true),
-        (include_str!("compile_gpu/kernels/half_matmul_acc.cu"), true),
-        (include_str!("compile_gpu/kernels/bf16_elementwise.cu"), true),
-    ] {
-        if needs_headers && !has_headers {
+    for source in CUDA_KERNELS {
+        if source.contains("#include") && !has_headers {
             skip("half and bfloat16", "NVRTC without headers");
             continue;
         }
@@ -400,12 +434,9 @@ fn nvrtc_compiles_kernels_of_tinygrad() {
 #[test]
 fn comgr_compiles_kernels_of_tinygrad() {
     let Some(service) = real(Kind::Comgr) else { return };
-    for source in [
-        include_str!("compile_gpu/kernels/softmax.hip"),
-        include_str!("compile_gpu/kernels/half_elementwise.hip"),
-        include_str!("compile_gpu/kernels/half_matmul_acc.hip"),
-        include_str!("compile_gpu/kernels/bf16_elementwise.hip"),
-    ] {
+    let report = Report::of(Kind::Comgr, &found_config());
+    assert!(report.found.ends_with(" compiles"), "{report:?}");
+    for source in HIP_KERNELS {
         let target = hip("gfx90a:sramecc+:xnack-");
         let object = compile(&service, &target, source).unwrap_or_else(|e| panic!("{e}"));
         assert!(object.starts_with(b"\x7fELF"));
@@ -413,4 +444,44 @@ fn comgr_compiles_kernels_of_tinygrad() {
     let source = "extern \"C\" __attribute__((global)) void f(float* a) {\n  *a = b;\n}\n";
     let error = compile(&service, &hip("gfx90a"), source).unwrap_err().to_string();
     assert_eq!(error, "kernel.hip:2:8: error: use of undeclared identifier 'b'");
+}
+
+// Figures, for people: `cargo test --release --test compile_gpu -- --ignored --nocapture figures`.
+
+#[test]
+#[ignore = "prints figures, checks nothing"]
+fn figures() {
+    let best = |mut run: Box<dyn FnMut() + '_>| {
+        let time = |_| {
+            let started = Instant::now();
+            run();
+            started.elapsed()
+        };
+        (0..10).map(time).min().unwrap()
+    };
+    for (kind, target, sources) in [
+        (Kind::Nvrtc, cuda("sm_90"), &CUDA_KERNELS[..]),
+        (Kind::Comgr, hip("gfx90a:sramecc+:xnack-"), &HIP_KERNELS[..]),
+    ] {
+        if real(kind).is_none() {
+            continue;
+        }
+        let config = || CompileConfig { cache_memory_bytes_max: 0, ..found_config() };
+        let find = best(Box::new(|| assert!(Service::new(config()).library(kind).is_ok())));
+        eprintln!("{}: found in {find:?}", kind.name());
+        let cache = tempfile::tempdir().unwrap();
+        let at = || CacheDir::At(cache.path().to_owned());
+        let service = Service::new(config());
+        let disk = Service::new(CompileConfig { cache_dir: at(), ..config() });
+        for (index, source) in sources.iter().enumerate() {
+            let compiled = best(Box::new(|| drop(compile(&service, &target, source))));
+            drop(compile(&disk, &target, source));
+            let hit = best(Box::new(|| drop(compile(&disk, &target, source))));
+            eprintln!("kernel {index}: compiled {compiled:?}, disk hit {hit:?}");
+        }
+    }
+    let service = Service::new(CompileConfig { cache_memory_bytes_max: 0, ..found_config() });
+    let source = include_str!("compile_gpu/kernels/reduce.ptx");
+    let passed = best(Box::new(|| drop(compile(&service, &cuda("sm_90"), source))));
+    eprintln!("PTX of {} bytes: passed on in {passed:?}", source.len());
 }

@@ -24,6 +24,13 @@ use super::source::{self, Dialect};
 use super::{CompileError, comgr, nvrtc, worker};
 use crate::config::CompileConfig;
 
+const TRIAL_CUDA: &[u8] = b"extern \"C\" __global__ void f(float* a) { *a = 1.0f; }\n";
+const TRIAL_HALF: &[u8] = b"#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n\
+    extern \"C\" __global__ void f(half* a, nv_bfloat16* b) { *a = hexp2(*a); *b = hexp2(*b); }\n";
+const TRIAL_HIP: &[u8] =
+    b"extern \"C\" __attribute__((device, const)) unsigned long __ockl_get_group_id(unsigned);\n\
+    extern \"C\" __attribute__((global)) void f(float* a) { a[__ockl_get_group_id(0)] = 1.0f; }\n";
+
 /// A compiler that is a library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -270,6 +277,54 @@ impl Library {
         let arguments = arguments(&scratch.0);
         let arguments: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
         run(&sandbox, &self.exe, &arguments, Some(&scratch.0), source)
+    }
+}
+
+/// What `outboard check` says about a GPU compiler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    pub found: String,
+    /// What to do, unless all is well.
+    pub remedy: Option<String>,
+}
+
+impl Report {
+    /// Looks for a library and compiles something with it, in the sandbox it always runs in.
+    #[must_use]
+    pub fn of(kind: Kind, config: &CompileConfig) -> Report {
+        let library = match Library::find(kind, config) {
+            Ok(library) => library,
+            Err(error) => {
+                // Names that nothing has are no news; a part that is missing has another name.
+                let is_news = |(path, why): &&(PathBuf, String)| {
+                    let is_absent = why.contains("No such file");
+                    !is_absent || !why.starts_with(&*path.to_string_lossy())
+                };
+                let news = error.tried.iter().filter(is_news);
+                let mut found = format!("no {} can be loaded", kind.name());
+                for (path, why) in news {
+                    found += &format!("; {}: {why}", path.display());
+                }
+                return Report { found, remedy: Some(kind.remedy().to_owned()) };
+            }
+        };
+        let found = format!("{} at {}", library.version, library.path.display());
+        let (arch, plain, half) = match kind {
+            Kind::Comgr => ("gfx90a", TRIAL_HIP, None),
+            Kind::Nvrtc => ("sm_90", TRIAL_CUDA, Some(TRIAL_HALF)),
+        };
+        if let Err(error) = library.compile(arch, plain) {
+            let found = format!("{found}, but it does not compile: {error}");
+            return Report { found, remedy: Some(kind.remedy().to_owned()) };
+        }
+        match half.map_or(Ok(Vec::new()), |source| library.compile(arch, source)) {
+            Ok(_) => Report { found: format!("{found} compiles"), remedy: None },
+            Err(error) => {
+                let found = format!("{found} compiles, but not half and bfloat16: {error}");
+                let remedy = "install the CUDA toolkit's headers cuda_fp16.h and cuda_bf16.h";
+                Report { found, remedy: Some(remedy.to_owned()) }
+            }
+        }
     }
 }
 

@@ -33,7 +33,7 @@ use std::time::Duration;
 use crate::config::CompileConfig;
 use cache::{Disk, Key};
 pub use cc::{Family, NoToolchain, Toolchain};
-pub use library::{Kind, Library, NoLibrary};
+pub use library::{Kind, Library, NoLibrary, Report};
 use pool::{Job, Pool};
 pub use sandbox::Status as SandboxStatus;
 use source::Dialect;
