@@ -4,8 +4,9 @@
 //! in the head of its PTX, which only the server can fill in: the language's version and the
 //! device's architecture.
 //!
-//! PTX has no way to read a file. `.file`, `.loc` and `.section` only carry debugging information
-//! for the driver's compiler to parse; no kernel needs them, so they are refused.
+//! Nothing in PTX reads a file. But `.file` has NVIDIA's assembler ask the system about the file
+//! that it names, whose length and time it notes in the binary; and with `.loc` and `.section` it is
+//! debugging information, which no kernel needs and the driver would parse. All three are refused.
 
 use super::{CompileError, source};
 
