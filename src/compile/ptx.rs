@@ -5,8 +5,8 @@
 //! device's architecture.
 //!
 //! Nothing in PTX reads a file. But `.file` has NVIDIA's assembler ask the system about the file
-//! that it names, whose length and time it notes in the binary; and with `.loc` and `.section` it is
-//! debugging information, which no kernel needs and the driver would parse. All three are refused.
+//! that it names, whose length and time it notes in the binary; and with `.loc` and `.section` it
+//! is debugging information, which no kernel needs and the driver would parse. All are refused.
 
 use super::{CompileError, source};
 
