@@ -27,7 +27,8 @@ use skip::skip;
 
 const HEADERS: [&str; 4] = ["cuda_bf16.h", "cuda_bf16.hpp", "cuda_fp16.h", "cuda_fp16.hpp"];
 
-/// A toolkit with the attacker in it: `lib/libnvrtc.so.13`, `lib/libamd_comgr.so.2`, `include`.
+/// A toolkit with the attacker in it: `lib/libnvrtc.so.13`, `lib/libamd_comgr.so.2` and `.so.3`,
+/// `include`.
 fn toolkit() -> &'static Path {
     static TOOLKIT: OnceLock<PathBuf> = OnceLock::new();
     TOOLKIT.get_or_init(|| {
@@ -37,17 +38,23 @@ fn toolkit() -> &'static Path {
         for name in HEADERS {
             fs::write(root.join("include").join(name), format!("<{name}>")).unwrap();
         }
-        let library = root.join("lib/libnvrtc.so.13");
-        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-        let status = Command::new(rustc)
-            .args(["--edition=2024", "--crate-type=cdylib", "-Cpanic=abort", "-Awarnings", "-o"])
-            .arg(&library)
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compile_gpu/attacker.rs"))
-            .status();
-        assert!(status.unwrap().success());
-        fs::copy(&library, root.join("lib/libamd_comgr.so.2")).unwrap();
+        build(&root.join("lib/libnvrtc.so.13"), &[]);
+        fs::copy(root.join("lib/libnvrtc.so.13"), root.join("lib/libamd_comgr.so.2")).unwrap();
+        build(&root.join("lib/libamd_comgr.so.3"), &["--cfg=comgr3"]);
         root
     })
+}
+
+fn build(library: &Path, options: &[&str]) {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let status = Command::new(rustc)
+        .args(["--edition=2024", "--crate-type=cdylib", "-Cpanic=abort", "-Awarnings"])
+        .args(options)
+        .arg("-o")
+        .arg(library)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compile_gpu/attacker.rs"))
+        .status();
+    assert!(status.unwrap().success());
 }
 
 fn real_config() -> CompileConfig {
@@ -121,6 +128,21 @@ fn hip_source_goes_through_three_actions_with_their_options() {
     assert_eq!(text, format!("int x; 15:{isa}:{first} 6:{isa}:{second} 9:{isa}:"));
     let error = compile(&service, &hip("gfx1"), "int x;").unwrap_err().to_string();
     assert_eq!(error, "error: the server's comgr has no code for gfx1");
+}
+
+#[test]
+fn hip_source_goes_through_the_actions_of_version_3_by_their_numbers() {
+    let comgr = Some(toolkit().join("lib/libamd_comgr.so.3"));
+    let service = Service::new(CompileConfig { comgr, ..config() });
+    let text = compiled(&service, &hip("gfx942"), "int x;");
+    let actions: Vec<_> = text.split(' ').filter_map(|word| word.split_once(':')).collect();
+    let numbers: Vec<_> = actions.into_iter().map(|(number, _)| number).collect();
+    assert_eq!(numbers, ["12", "4", "7"]);
+    let error = compile(&service, &hip("gfx942"), "int apart;").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "lld: error: undefined hidden symbol: __ockl_get_group_id\ncomgr error 1 (ERROR)"
+    );
 }
 
 #[test]

@@ -209,7 +209,14 @@ unsafe extern "C" fn nvrtcGetProgramLog(which: *mut c_void, to: *mut u8) -> c_in
     copy(Some(&program(which).log), to)
 }
 
-// comgr 2.
+// comgr, of version 2 or, with `--cfg comgr3`, 3.
+
+const VERSION: (usize, usize) = if cfg!(comgr3) { (3, 0) } else { (2, 9) };
+const LANGUAGE_HIP: c_int = if cfg!(comgr3) { 3 } else { 4 };
+/// Compiling, code generation, linking.
+const ACTIONS: [c_int; 3] = if cfg!(comgr3) { [12, 4, 7] } else { [15, 6, 9] };
+/// Compiling without the device libraries, adding them, and linking both.
+const ACTIONS_APART: [c_int; 3] = if cfg!(comgr3) { [-1; 3] } else { [2, 3, 4] };
 
 /// Anything with a handle.
 #[derive(Clone, Default)]
@@ -248,7 +255,7 @@ fn member_of(set: u64, kind: c_int) -> Option<u64> {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn amd_comgr_get_version(major: *mut usize, minor: *mut usize) {
-    unsafe { (*major, *minor) = (2, 9) };
+    unsafe { (*major, *minor) = VERSION };
 }
 
 #[unsafe(no_mangle)]
@@ -336,8 +343,7 @@ unsafe extern "C" fn amd_comgr_action_data_get_data(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn amd_comgr_action_info_set_language(_info: u64, language: c_int) -> c_int {
-    // HIP, in version 2.
-    c_int::from(language != 4)
+    c_int::from(language != LANGUAGE_HIP)
 }
 
 #[unsafe(no_mangle)]
@@ -374,15 +380,17 @@ unsafe extern "C" fn amd_comgr_do_action(action: c_int, info: u64, from: u64, to
     let input = look(look(from).members[0]).bytes;
     let input = String::from_utf8(input).unwrap();
     let is_apart = input.contains("apart");
-    let result = match action {
-        2 | 15 => obey(&input),
-        3 if is_apart => Ok(format!("libraries {input}").into_bytes()),
-        4 | 6 => Ok(input.into_bytes()),
-        9 if is_apart && !input.contains("libraries") => {
-            Err("lld: error: undefined hidden symbol: __ockl_get_group_id".to_owned())
-        }
-        9 => Ok(input.into_bytes()),
-        other => Err(format!("error: action {other}")),
+    let ([compile, codegen, link], [alone, add, join]) = (ACTIONS, ACTIONS_APART);
+    let result = if action == compile || action == alone {
+        obey(&input)
+    } else if action == add && is_apart {
+        Ok(format!("libraries {input}").into_bytes())
+    } else if action == link && is_apart && !input.contains("libraries") {
+        Err("lld: error: undefined hidden symbol: __ockl_get_group_id".to_owned())
+    } else if [codegen, link, join].contains(&action) {
+        Ok(input.into_bytes())
+    } else {
+        Err(format!("error: action {action}"))
     };
     let (kind, bytes, status) = match result {
         Ok(mut bytes) => {
@@ -390,7 +398,7 @@ unsafe extern "C" fn amd_comgr_do_action(action: c_int, info: u64, from: u64, to
                 let words = format!(" {action}:{}:{}", info.isa, info.options.join(","));
                 bytes.extend_from_slice(words.as_bytes());
             }
-            (if action == 9 { 8 } else { 6 }, bytes, 0)
+            (if action == link { 8 } else { 6 }, bytes, 0)
         }
         Err(log) => (5, log.into_bytes(), 1),
     };
