@@ -417,10 +417,71 @@ impl DeviceLimits {
     /// How long the server looks whether a worker that is awake reaches a fence, before it has
     /// itself told: that takes the worker a system call, and the server a wake-up.
     pub const LINGER: Duration = Duration::from_micros(10);
+    /// How long a worker may take to open the device that it drives: loading the driver and making
+    /// a context takes some seconds where nobody has used the device for a while.
+    pub const DRIVER_START_TIME_MAX: Duration = Duration::from_secs(60);
+    /// How often a worker looks at a device that has work and says nothing: the doorbell of a
+    /// driver does not ring for a fault.
+    pub const DRIVER_TICK: Duration = Duration::from_millis(20);
+    /// Copies that the server or another device sees pass through shared memory in pieces of this
+    /// length: large against a wake-up, and small against the processor's cache.
+    pub const PASSAGE_BYTES: u64 = 4 << 20;
+    /// Pieces of one copy between two workers, which are longer where it would have more.
+    pub const PASSAGES_MAX: u64 = 256;
     /// Stack of a kernel. Generated kernels keep their accumulators there.
     pub const WORKER_STACK_BYTES: u64 = 64 << 20;
     /// Private memory of a worker above what it has at its start: code of kernels, graphs.
     pub const WORKER_DATA_BYTES: u64 = 512 << 20;
     /// Copies count as progress each time this many bytes are done.
     pub const COPY_PIECE_BYTES: u64 = 64 << 20;
+}
+
+/// Limits of GPUs. See `device::gpu`. None of the figures has been measured on one yet: they follow
+/// from bandwidths and latencies of current devices as their makers state them.
+pub struct GpuLimits;
+
+impl GpuLimits {
+    /// Grain of allocations: what drivers align to at most.
+    pub const UNIT_BYTES: u64 = 512;
+    /// What the driver takes of a device's memory for a process: a context, its stacks and heaps,
+    /// the code of all libraries. Some 300 to 500 MB with CUDA.
+    pub const CONTEXT_BYTES: u64 = 512 << 20;
+    /// Where that would leave room for fewer sessions than this, it is taken to be less.
+    pub const CONTEXTS_MIN: u64 = 64;
+    /// Freed memory that a session's pool keeps for its next allocation. More would be missing to
+    /// others: the budget counts it as free.
+    pub const POOL_KEEP_BYTES: u64 = 64 << 20;
+    /// Pinned memory of one session for short uploads: hundreds of private blobs under way.
+    pub const IN_RING_BYTES: usize = 4 << 20;
+    /// Staged bytes that the shard copies to pinned memory by itself: some 25 microseconds. More is
+    /// carried by the device's own thread, which has to be woken.
+    pub const COPIED_HERE_BYTES_MAX: usize = 256 << 10;
+    /// Copies up to here go through the computing stream: to hand work from one stream to another
+    /// takes a few microseconds, in which 100 KB cross the bus.
+    pub const SHORT_COPY_BYTES_MAX: u64 = 64 << 10;
+    /// Pieces of large uploads: 160 microseconds at 25 GB/s, large against what a copy costs to
+    /// submit.
+    pub const UPLOAD_PIECE_BYTES: usize = 4 << 20;
+    /// One is filled, one on its way, one spare.
+    pub const UPLOAD_PIECES: usize = 3;
+    /// How often the thread that carries uploads looks whether a piece has arrived: a fraction of
+    /// what it takes.
+    pub const UPLOAD_PAUSE: Duration = Duration::from_micros(40);
+    /// Pieces of downloads: what a connection sends in one go.
+    pub const OUT_PIECE_BYTES: usize = 4 << 20;
+    /// Pieces that a session keeps: two that a connection holds, one that is filled.
+    pub const OUT_PIECES_KEPT: usize = 3;
+    /// Work that is under way in one session before it has to wait: drivers hold up the calling
+    /// thread when about 1,024 launches wait, which would hold up a shard.
+    pub const IN_FLIGHT_MAX: usize = 512;
+    /// Work that queues up between two marks by which it is seen to move. The watchdog gives it as
+    /// much time as all of it may take, so a kernel that does not end is found after eight times
+    /// the limit at worst. An event for each would be some tenths of a microsecond a launch.
+    pub const UNMARKED_MAX: usize = 8;
+    /// The watchdog gives a copy as much time for each of these as a kernel.
+    pub const UNIT_COPY_BYTES: u64 = 1 << 30;
+    /// Steps of a copy onto itself, on devices without pools.
+    pub const COPY_STEPS_MAX: u64 = 256;
+    /// Graphs that the driver holds of one recorded graph. Two can take turns.
+    pub const GRAPHS_MADE_MAX: usize = 2;
 }

@@ -13,6 +13,7 @@ use outboard::config::{
     CacheDir, CompileConfig, CompilerChoice, EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits,
     RingLimits, ShardLimits, WireLimits,
 };
+use outboard::device::gpu::{CudaSource, GpuConfig, GpuPlatform, Vendor, WorkersConfig};
 use outboard::device::platform::{CpuPlatform, PlatformConfig};
 use outboard::device::shared::Budget;
 use outboard::shard::{self, PlatformMaker, Server};
@@ -40,15 +41,26 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Say what this machine offers and lacks, with remedies.
     Check,
-    /// Run one session's kernels. Started by the server, never by hand.
+    /// Run one session's kernels, or drive its device. Started by the server, never by hand.
     #[command(hide = true)]
-    Worker,
+    Worker {
+        driver: Option<Driver>,
+        #[arg(default_value_t = 0)]
+        ordinal: i32,
+    },
     /// Run a GPU compiler. Started by the server, never by hand.
     #[command(hide = true, name = compile::worker::ARGUMENT)]
     CompileWorker {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+}
+
+/// What a worker drives, if it does not run kernels itself.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Driver {
+    Cuda,
+    Hip,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,6 +71,24 @@ enum DeviceChoice {
     Hip,
 }
 
+/// What keeps sessions of a GPU apart.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Isolation {
+    /// A process for each session: a fault costs that session.
+    Session,
+    /// Contexts of the server's process: less latency.
+    Process,
+}
+
+/// What clients of CUDA devices are to write.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RendererChoice {
+    /// CUDA C++ where there is NVRTC, else PTX.
+    Auto,
+    Cuda,
+    Ptx,
+}
+
 #[derive(Args)]
 struct ServeArgs {
     /// Address to listen on; may be given several times.
@@ -67,6 +97,16 @@ struct ServeArgs {
     /// Kind of accelerator to serve.
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceChoice,
+    /// What keeps sessions of a GPU apart.
+    #[arg(long, value_enum, default_value = "session")]
+    isolation: Isolation,
+    /// Variables of this environment that the processes get which drive a GPU, beside those that
+    /// say where its driver is and which devices it shows.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    driver_env: Vec<OsString>,
+    /// What clients of CUDA devices are to write.
+    #[arg(long, value_enum, default_value = "auto")]
+    renderer: RendererChoice,
     /// Number of shards, each a thread on a core of its own [default: as many as cores].
     #[arg(long, value_name = "N")]
     shards: Option<usize>,
@@ -134,6 +174,10 @@ struct ServeArgs {
     log: String,
 }
 
+/// How long the process stays for devices of ended sessions to give back what they have. Work that
+/// does not end is left to the driver's own end.
+const DEVICES_END_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// A list of cores, as a type of its own so that the argument is one value.
 #[derive(Clone)]
 struct Cores(Vec<usize>);
@@ -144,7 +188,13 @@ fn main() -> ExitCode {
         None => serve(&cli.serve),
         Some(Command::Serve(arguments)) => serve(&arguments),
         Some(Command::Check) => return if check::run() { ExitCode::SUCCESS } else { 1.into() },
-        Some(Command::Worker) => device::worker::main(),
+        Some(Command::Worker { driver: None, .. }) => device::worker::main(),
+        Some(Command::Worker { driver: Some(Driver::Cuda), ordinal }) => {
+            device::gpu::drive(Vendor::Nvidia, ordinal)
+        }
+        Some(Command::Worker { driver: Some(Driver::Hip), ordinal }) => {
+            device::gpu::drive(Vendor::Amd, ordinal)
+        }
         Some(Command::CompileWorker { arguments }) => compile::worker::main(&arguments),
     };
     match outcome {
@@ -158,9 +208,6 @@ fn main() -> ExitCode {
 
 fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     start_log(&arguments.log)?;
-    if matches!(arguments.device, DeviceChoice::Cuda | DeviceChoice::Hip) {
-        return Err("this version serves CPU devices only: use --device cpu or auto".into());
-    }
     for address in arguments.listen.iter().filter(|address| !address.ip().is_loopback()) {
         warn!(%address, "anybody who reaches this address can use this machine: there is no \
               authentication yet");
@@ -171,7 +218,7 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
         Arc::new(Budget::new(arguments.cpu_memory.unwrap_or_else(|| memory_bytes() / 4 * 3)));
     let staging_bytes = arguments.staging_memory.unwrap_or_else(|| memory_bytes() / 2);
     let staging = Arc::new(Budget::of_staging(staging_bytes, Arc::clone(&buffers)));
-    let platform = cpu_platform(arguments, buffers)?;
+    let (device, platform) = choose_platform(arguments, buffers)?;
     let config = shard::Config {
         engine: EngineLimits::default(),
         envelope: EnvelopeLimits::default(),
@@ -196,7 +243,7 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let server = Server::start(&arguments.listen, &cores, &config, &platform)?;
     let addresses: Vec<_> = server.addresses().iter().map(SocketAddr::to_string).collect();
     let shards = if cores.len() == 1 { "1 shard" } else { &format!("{} shards", cores.len()) };
-    println!("outboard: listening on {}, device CPU, {shards}", addresses.join(", "));
+    println!("outboard: listening on {}, device {device}, {shards}", addresses.join(", "));
     let drain = server.drain();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let mut signals = signals.forever();
@@ -209,6 +256,7 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
         }
     })?;
     server.join();
+    device::gpu::settle(DEVICES_END_TIME_MAX);
     Ok(())
 }
 
@@ -223,20 +271,82 @@ fn start_log(filter: &str) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn cpu_platform(arguments: &ServeArgs, buffers: Arc<Budget>) -> Result<PlatformMaker, String> {
+/// The devices to serve, with the name that clients see.
+fn choose_platform(
+    arguments: &ServeArgs,
+    buffers: Arc<Budget>,
+) -> Result<(&'static str, PlatformMaker), String> {
+    let compile = Arc::new(compile_service(arguments));
+    // What passes through the machine's memory on its way to a GPU's worker process, or from there,
+    // is counted as buffers of the CPU's are.
+    let passages = Arc::clone(&buffers);
+    let cpu = |compile| cpu_platform(arguments, buffers, compile).map(|maker| ("CPU", maker));
+    match arguments.device {
+        DeviceChoice::Cpu => return cpu(compile),
+        DeviceChoice::Cuda => return gpu_platform(arguments, Vendor::Nvidia, passages, compile),
+        DeviceChoice::Hip => return gpu_platform(arguments, Vendor::Amd, passages, compile),
+        DeviceChoice::Auto => {}
+    }
+    for vendor in [Vendor::Nvidia, Vendor::Amd] {
+        match gpu_platform(arguments, vendor, Arc::clone(&passages), Arc::clone(&compile)) {
+            Ok(platform) => return Ok(platform),
+            Err(why) => info!(?vendor, why, "no devices"),
+        }
+    }
+    cpu(compile)
+}
+
+fn gpu_platform(
+    arguments: &ServeArgs,
+    vendor: Vendor,
+    passages: Arc<Budget>,
+    compile: Arc<compile::Service>,
+) -> Result<(&'static str, PlatformMaker), String> {
+    let source = match arguments.renderer {
+        RendererChoice::Auto => CudaSource::Any,
+        RendererChoice::Cuda => CudaSource::Cuda,
+        RendererChoice::Ptx => CudaSource::Ptx,
+    };
+    let config = GpuConfig::find(vendor, arguments.kernel_timeout, source, compile)?;
+    config.names().for_each(|device| info!(device, "found"));
+    let name = config.name();
+    let config = match arguments.isolation {
+        Isolation::Process => config,
+        Isolation::Session => config.apart(&WorkersConfig {
+            exe: PathBuf::from("/proc/self/exe"),
+            budget: passages,
+            environment: variables(&arguments.driver_env),
+        }),
+    };
+    Ok((name, Arc::new(move || Box::new(GpuPlatform::new(config.clone())))))
+}
+
+/// As far as they are set.
+fn variables(names: &[OsString]) -> Vec<(OsString, OsString)> {
+    names.iter().filter_map(|name| Some((name.clone(), std::env::var_os(name)?))).collect()
+}
+
+fn compile_service(arguments: &ServeArgs) -> compile::Service {
     let cache_dir = match &arguments.cache_dir {
         _ if arguments.no_cache => CacheDir::Off,
         Some(directory) => CacheDir::At(directory.clone()),
         None => CacheDir::User,
     };
-    let compile = compile::Service::new(CompileConfig {
+    compile::Service::new(CompileConfig {
         compiler: arguments.compiler.clone().map_or(CompilerChoice::Any, CompilerChoice::Path),
         comgr: arguments.comgr.clone(),
         nvrtc: arguments.nvrtc.clone(),
         time_max: arguments.compile_timeout,
         cache_dir,
         ..CompileConfig::default()
-    });
+    })
+}
+
+fn cpu_platform(
+    arguments: &ServeArgs,
+    buffers: Arc<Budget>,
+    compile: Arc<compile::Service>,
+) -> Result<PlatformMaker, String> {
     // Clients are taken once it is known which compiler serves them.
     compile.toolchain().map_err(|error| error.to_string())?;
     let config = PlatformConfig {
@@ -244,7 +354,7 @@ fn cpu_platform(arguments: &ServeArgs, buffers: Arc<Budget>) -> Result<PlatformM
         worker_exe: PathBuf::from("/proc/self/exe"),
         kernel_time_max: arguments.kernel_timeout,
         budget: buffers,
-        compile: Arc::new(compile),
+        compile,
     };
     Ok(Arc::new(move || Box::new(CpuPlatform::new(config.clone()))))
 }

@@ -168,14 +168,12 @@ fn commands_in_another_spelling_are_counted() {
 
 #[test]
 fn launches_reach_the_workers_queue_without_an_allocation() {
-    let config = WorkerConfig {
-        exe: PathBuf::from(env!("CARGO_BIN_EXE_outboard")),
-        kernel_time_max: Duration::from_secs(60),
-        budget: Arc::new(Budget::new(1 << 30)),
-    };
+    let exe = PathBuf::from(env!("CARGO_BIN_EXE_outboard"));
+    let budget = Arc::new(Budget::new(1 << 30));
+    let config = WorkerConfig::of_kernels(exe, Duration::from_secs(60), budget);
     let mut device = Isolated::open(&config).unwrap();
     // What cannot be loaded does nothing when it is launched.
-    let program = device.load(b"no object").unwrap();
+    let program = device.load("none", b"no object").unwrap();
     let regions: Vec<_> = (0..6).map(|_| device.alloc(4096).unwrap()).collect();
     let buffers: Vec<_> =
         regions.iter().map(|region| Span::new(region, 0, 4096).unwrap()).collect();

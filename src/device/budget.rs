@@ -147,6 +147,63 @@ impl Drop for Charge {
     }
 }
 
+/// What one worker process has of a budget. It is closed at the end of the process, until which it
+/// may have memory that nobody else can get.
+#[derive(Debug)]
+pub(super) struct Account {
+    budget: Arc<Budget>,
+    /// [`CLOSED`] at the end.
+    bytes: AtomicU64,
+}
+
+const CLOSED: u64 = u64::MAX;
+
+impl Account {
+    /// An account that begins with `bytes`.
+    pub(super) fn open(budget: &Arc<Budget>, bytes: u64) -> Result<Arc<Account>, DeviceError> {
+        budget.take(bytes)?;
+        Ok(Arc::new(Account { budget: Arc::clone(budget), bytes: AtomicU64::new(bytes) }))
+    }
+
+    pub(super) fn take(&self, bytes: u64) -> Result<(), DeviceError> {
+        self.budget.take(bytes)?;
+        if !self.change(|used| used.checked_add(bytes)) {
+            self.budget.give(bytes);
+        }
+        Ok(())
+    }
+
+    /// Gives back what [`Self::take`] took.
+    pub(super) fn give(&self, bytes: u64) {
+        if self.change(|used| used.checked_sub(bytes)) {
+            self.budget.give(bytes);
+        }
+    }
+
+    /// Gives everything back. What is taken or given from now on makes no difference.
+    pub(super) fn close(&self) {
+        let bytes = self.bytes.swap(CLOSED, Ordering::Relaxed);
+        if bytes != CLOSED {
+            self.budget.give(bytes);
+        }
+    }
+
+    pub(super) fn refusal(&self, asked: u64) -> DeviceError {
+        self.budget.refusal(asked)
+    }
+
+    fn change(&self, to: impl Fn(u64) -> Option<u64>) -> bool {
+        let change = |used: u64| if used == CLOSED { None } else { to(used) };
+        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +223,24 @@ mod tests {
         assert_eq!((charge.bytes(), staging.used(), buffers.used()), (9, 8, 1));
         drop(charge);
         assert_eq!((staging.used(), buffers.used()), (0, 0));
+    }
+
+    #[test]
+    fn closed_account_has_given_all_back_once() {
+        let budget = Arc::new(Budget::new(100));
+        let account = Account::open(&budget, 10).unwrap();
+        account.take(50).unwrap();
+        assert!(account.take(41).is_err());
+        account.give(20);
+        assert_eq!(budget.used(), 40);
+        account.close();
+        assert_eq!(budget.used(), 0);
+        account.take(30).unwrap();
+        account.give(20);
+        account.close();
+        drop(account);
+        assert_eq!(budget.used(), 0);
+        assert!(Account::open(&budget, 101).is_err());
     }
 
     #[test]

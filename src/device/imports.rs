@@ -58,6 +58,21 @@ impl Imports {
         self.by_segment.get(&segment).is_some_and(|import| !import.writable)
     }
 
+    /// A number in the worker's table. `None` where it is full.
+    pub(super) fn reserve(&mut self) -> Option<u32> {
+        let slot = self.slots.take();
+        if slot >= Address::SEGMENTS_MAX {
+            self.slots.give(slot);
+            return None;
+        }
+        Some(slot)
+    }
+
+    /// The number is free for packets queued from now on.
+    pub(super) fn release(&mut self, slot: u32) {
+        self.slots.give(slot);
+    }
+
     /// Gives the segment a number. Its import packet is queued next. `None` where the table is
     /// full.
     pub(super) fn add(
@@ -66,11 +81,7 @@ impl Imports {
         writable: bool,
         grave: &Rc<Graveyard>,
     ) -> Option<u32> {
-        let slot = self.slots.take();
-        if slot >= Address::SEGMENTS_MAX {
-            self.slots.give(slot);
-            return None;
-        }
+        let slot = self.reserve()?;
         self.by_segment.insert(segment.id(), Import { slot, writable });
         segment.tell(grave);
         self.unsent.push_back(Unsent { file: Arc::clone(segment.file()), writable });

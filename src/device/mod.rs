@@ -13,20 +13,25 @@
 //!
 //! Reading order: this file; memory: `budget`, `segment`, `shared` (what two processes see), `slot`
 //! (what dies with a drop), `timeline` (what devices wait for); the queue: `packet`, `ring`,
-//! `backoff`; the server's side: `isolated`, `imports`, `process`, `platform`; the worker's:
-//! `worker`, `sandbox`, `replay`, `cpu` (loading and calling kernels). `null` stands in for all of
-//! it in tests.
+//! `backoff`; the server's side of a worker process: `link`, `imports`, `watchdog`, `process`, and
+//! the devices made of it: `isolated` (kernels on memory that both see), `remote` (a device that
+//! only the worker reaches); `platform`; the worker's side: `worker`, `sandbox`, and what it does:
+//! `replay` and `cpu` (loading and calling kernels), `driven` (driving a device). `gpu` is GPUs,
+//! in the process that drives them. `null` stands in for all of it in tests.
 
 mod backoff;
 mod budget;
 pub mod cpu;
+pub mod driven;
 pub mod gpu;
 mod imports;
 pub mod isolated;
+mod link;
 pub mod null;
 mod packet;
 pub mod platform;
 mod process;
+pub mod remote;
 mod replay;
 mod ring;
 mod sandbox;
@@ -34,6 +39,7 @@ mod segment;
 pub mod shared;
 mod slot;
 mod timeline;
+mod watchdog;
 pub mod worker;
 
 use std::fmt;
@@ -83,6 +89,10 @@ pub struct Region(Memory);
 /// Where a region is.
 #[derive(Debug)]
 enum Memory {
+    /// On a GPU.
+    Gpu(Rc<gpu::Allocation>),
+    /// Where only a worker reaches it.
+    Remote(Slot<remote::Place>),
     /// Where the server sees it.
     Shared(shared::Range),
 }
@@ -92,16 +102,31 @@ impl Region {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         match &self.0 {
+            Memory::Gpu(allocation) => allocation.bytes(),
+            Memory::Remote(slot) => slot.state.bytes,
             Memory::Shared(range) => range.bytes(),
+        }
+    }
+
+    /// The memory of a region on a GPU.
+    fn gpu(&self) -> Result<&Rc<gpu::Allocation>, DeviceError> {
+        match &self.0 {
+            Memory::Gpu(allocation) => Ok(allocation),
+            Memory::Remote(_) | Memory::Shared(_) => Err(of_another_kind("buffer")),
         }
     }
 
     /// The memory of a region that the server sees.
     fn shared(&self) -> Result<&shared::Range, DeviceError> {
         match &self.0 {
+            Memory::Gpu(_) | Memory::Remote(_) => Err(of_another_kind("buffer")),
             Memory::Shared(range) => Ok(range),
         }
     }
+}
+
+fn of_another_kind(what: &'static str) -> DeviceError {
+    DeviceError::Failed { what, why: "it belongs to another kind of device".to_owned() }
 }
 
 /// A part of a region.
@@ -142,14 +167,24 @@ pub struct Program(Code);
 /// Where a program is.
 #[derive(Debug)]
 enum Code {
+    /// On a GPU.
+    Gpu(gpu::Entry),
     /// In a worker's table.
-    Slot(Slot<isolated::ProgramState>),
+    Slot(Slot<link::ProgramState>),
 }
 
 impl Program {
-    fn slot(&self) -> Result<&Slot<isolated::ProgramState>, DeviceError> {
+    fn slot(&self) -> Result<&Slot<link::ProgramState>, DeviceError> {
         match &self.0 {
             Code::Slot(slot) => Ok(slot),
+            Code::Gpu(_) => Err(of_another_kind("program")),
+        }
+    }
+
+    fn gpu(&self) -> Result<&gpu::Entry, DeviceError> {
+        match &self.0 {
+            Code::Gpu(entry) => Ok(entry),
+            Code::Slot(_) => Err(of_another_kind("program")),
         }
     }
 }
@@ -161,14 +196,24 @@ pub struct Graph(Recording);
 /// Where a graph is.
 #[derive(Debug)]
 enum Recording {
+    /// On a GPU.
+    Gpu(gpu::Entry),
     /// In a worker's table.
-    Slot(Slot<isolated::GraphUnits>),
+    Slot(Slot<link::GraphUnits>),
 }
 
 impl Graph {
-    fn slot(&self) -> Result<&Slot<isolated::GraphUnits>, DeviceError> {
+    fn slot(&self) -> Result<&Slot<link::GraphUnits>, DeviceError> {
         match &self.0 {
             Recording::Slot(slot) => Ok(slot),
+            Recording::Gpu(_) => Err(of_another_kind("graph")),
+        }
+    }
+
+    fn gpu(&self) -> Result<&gpu::Entry, DeviceError> {
+        match &self.0 {
+            Recording::Gpu(entry) => Ok(entry),
+            Recording::Slot(_) => Err(of_another_kind("graph")),
         }
     }
 }
@@ -213,6 +258,9 @@ pub enum GraphStep<'a> {
     Launch {
         program: &'a Program,
         buffers: &'a [GraphBuffer<'a>],
+        /// Positions of the buffers that the program writes, where the client says so. A device may
+        /// run steps side by side that have nothing to do with each other by this.
+        outputs: &'a [usize],
         values: &'a [GraphInt],
         global: Option<[GraphInt; 3]>,
         local: Option<[GraphInt; 3]>,
@@ -230,9 +278,29 @@ pub struct GraphRun<'a> {
 
 /// A value that a device's timeline will reach. The timeline counts the signals of its queue.
 #[derive(Clone, Debug)]
-pub struct Point {
-    pub(in crate::device) timeline: Rc<timeline::Timeline>,
-    pub(in crate::device) value: u64,
+pub struct Point(Moment);
+
+/// How a point is told.
+#[derive(Clone, Debug)]
+enum Moment {
+    /// By the driver, to devices of this process.
+    Recorded(Rc<gpu::Signal>),
+    /// By a value in shared memory, to all.
+    Shared { timeline: Rc<timeline::Timeline>, value: u64 },
+}
+
+impl Point {
+    fn shared(timeline: &Rc<timeline::Timeline>, value: u64) -> Point {
+        Point(Moment::Shared { timeline: Rc::clone(timeline), value })
+    }
+
+    /// The timeline and its value.
+    fn value(&self) -> Result<(&Rc<timeline::Timeline>, u64), DeviceError> {
+        match &self.0 {
+            Moment::Shared { timeline, value } => Ok((timeline, *value)),
+            Moment::Recorded(_) => Err(of_another_kind("signal")),
+        }
+    }
 }
 
 /// How far a device has come.
@@ -309,14 +377,20 @@ pub trait Device {
     /// than two.
     fn read(&mut self, of: Span<'_>) -> Result<(Fence, HostBytes), DeviceError>;
 
-    /// Loads what [`Platform::compile`] made. Whether it worked is known after [`Self::last`]:
-    /// ask [`Self::loaded`].
-    fn load(&mut self, binary: &[u8]) -> Result<Program, DeviceError>;
+    /// Loads the program called `name` from what [`Platform::compile`] made. Whether it worked is
+    /// known after [`Self::last`]: ask [`Self::loaded`].
+    fn load(&mut self, name: &str, binary: &[u8]) -> Result<Program, DeviceError>;
 
     /// The outcome of [`Self::load`].
     fn loaded(&mut self, program: &Program) -> Result<(), DeviceError>;
 
     fn launch(&mut self, launch: &Launch<'_>) -> Result<Fence, DeviceError>;
+
+    /// Whether a graph of this device may copy from that memory. Where it may not, a copy is a call
+    /// of [`Self::copy`], between two graphs.
+    fn reaches(&self, _from: &Region) -> bool {
+        true
+    }
 
     /// Records a graph of this device. What other devices have to do with it is up to the caller,
     /// who signals and waits between runs. Runs nothing.
@@ -348,9 +422,10 @@ pub trait Device {
     /// then.
     fn arm(&mut self, fence: Fence);
 
-    /// How long the timed work at `fence` ran. Only after the fence, once, and before
+    /// How long the timed work at `fence` ran, or why it did not run, where the device finds out
+    /// that late. Only after the fence, once, and before
     /// [`crate::config::DeviceLimits::TIMERS`] further timed works are queued; zero otherwise.
-    fn elapsed(&mut self, fence: Fence) -> Duration;
+    fn elapsed(&mut self, fence: Fence) -> Result<Duration, DeviceError>;
 
     /// A socket that becomes readable when an armed fence is reached or the device wants to be
     /// polled, and reads as ended when the device is lost, which the next poll reports. The owner
@@ -376,6 +451,11 @@ pub trait Platform {
     fn device_count(&self) -> u64;
 
     fn renderer(&self, index: u64) -> Renderer;
+
+    /// The memory node next to a device, where that is known and the machine has several.
+    fn numa_node(&self, _index: u64) -> Option<usize> {
+        None
+    }
 
     /// A device for one session. The queue takes work at once; what it takes to get ready happens
     /// elsewhere.

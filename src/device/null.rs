@@ -5,7 +5,8 @@
 //! before, so that whoever looks too early sees old bytes.
 //!
 //! Programs are named by their binary: `add1` adds 1 to each byte of its first buffer, `fail`
-//! cannot be loaded, any other does nothing.
+//! cannot be loaded, `fault` ends the device, `hang` does not end, launches of `refuse` are
+//! refused, any other does nothing.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -14,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::isolated::{GraphUnits, ProgramState};
+use super::link::{GraphUnits, ProgramState};
 use super::shared::{Block, Budget, Heap, Range};
 use super::slot::{Dead, Graveyard, Slot, Slots};
 use super::timeline::{ENDED, Timeline};
@@ -78,6 +79,7 @@ struct Controlled {
     manual: Cell<bool>,
     read_bytes_max: Cell<Option<u64>>,
     queue_calls_max: Cell<Option<u64>>,
+    apart: Cell<bool>,
     queues: RefCell<Vec<Rc<RefCell<Queue>>>>,
 }
 
@@ -97,6 +99,11 @@ impl NullControl {
     /// most.
     pub fn hide_memory(&self, read_bytes_max: u64) {
         self.0.read_bytes_max.set(Some(read_bytes_max));
+    }
+
+    /// From now on graphs of a device do not reach other devices' memory.
+    pub fn keep_apart(&self) {
+        self.0.apart.set(true);
     }
 
     /// From now on a device takes no more calls than this before it has completed some.
@@ -162,9 +169,11 @@ fn shared(region: &Region) -> &Range {
 enum Work {
     Add1(Part),
     Copy { to: Part, from: Part },
+    Fault,
+    Hang,
     Nothing,
     Signal,
-    Wait(Point),
+    Wait(Rc<Timeline>, u64),
     Write { to: Part, bytes: Vec<u8> },
 }
 
@@ -188,6 +197,10 @@ impl Queue {
     fn step(&mut self) -> bool {
         let mut progress = false;
         while let Some(Entry { work, fence }) = self.entries.pop_front() {
+            if matches!(work, Work::Fault) {
+                self.lose(DeviceError::Fault { what: "the program says so".to_owned() });
+                return true;
+            }
             if let Some(work) = self.perform(work) {
                 self.entries.push_front(Entry { work, fence });
                 return progress;
@@ -209,15 +222,16 @@ impl Queue {
                 part.write(&bytes);
             }
             Work::Copy { to, from } => to.write(&from.read()),
-            Work::Nothing => {}
+            Work::Hang => return Some(Work::Hang),
+            Work::Fault | Work::Nothing => {}
             Work::Signal => {
                 let words = self.timeline.words();
                 words.set(words.value() + 1);
             }
-            Work::Wait(point) if point.timeline.words().value() < point.value => {
-                return Some(Work::Wait(point));
+            Work::Wait(timeline, value) if timeline.words().value() < value => {
+                return Some(Work::Wait(timeline, value));
             }
-            Work::Wait(_) => {}
+            Work::Wait(..) => {}
             Work::Write { to, bytes } => to.write(&bytes),
         }
         None
@@ -313,7 +327,7 @@ impl NullDevice {
         while let Some(dead) = self.grave.pop() {
             match dead {
                 Dead::Block(freed) => self.heap.free(freed),
-                Dead::Segment(_) => {}
+                Dead::Region(_) | Dead::Segment(_) => {}
                 Dead::Graph(graph) => {
                     self.recorded.remove(&graph);
                     self.graphs.give(graph);
@@ -410,7 +424,7 @@ impl Device for NullDevice {
         Ok((fence, HostBytes { memory, offset: 0, bytes }))
     }
 
-    fn load(&mut self, binary: &[u8]) -> Result<Program, DeviceError> {
+    fn load(&mut self, _name: &str, binary: &[u8]) -> Result<Program, DeviceError> {
         self.ready()?;
         let status = self.heap.alloc(1)?;
         let program = self.programs.take();
@@ -431,13 +445,28 @@ impl Device for NullDevice {
         self.ready()?;
         let work = match (self.binary(launch.program), launch.buffers.first()) {
             (b"add1", Some(buffer)) => Work::Add1(Part::of(buffer)),
+            (b"fault", _) => Work::Fault,
+            (b"hang", _) => Work::Hang,
+            (b"refuse", _) => {
+                let why = "the program says so".to_owned();
+                return Err(DeviceError::Failed { what: "launch", why });
+            }
             _ => Work::Nothing,
         };
         Ok(self.enqueue([work]))
     }
 
+    fn reaches(&self, from: &Region) -> bool {
+        !self.control.0.apart.get() || self.heap.owns(shared(from).block())
+    }
+
     fn build_graph(&mut self, steps: &[GraphStep<'_>]) -> Result<Graph, DeviceError> {
         self.ready()?;
+        for step in steps {
+            if let GraphStep::Copy { from: GraphBuffer::Fixed(from), .. } = step {
+                assert!(self.reaches(from.region), "a copy out of reach");
+            }
+        }
         let recorded: Vec<Recorded> = steps.iter().filter_map(|step| self.record(step)).collect();
         let graph = self.graphs.take();
         self.recorded.insert(graph, recorded);
@@ -459,12 +488,13 @@ impl Device for NullDevice {
         self.ready()?;
         self.signals += 1;
         self.enqueue([Work::Signal]);
-        Ok(Point { timeline: Rc::clone(&self.timeline), value: self.signals })
+        Ok(Point::shared(&self.timeline, self.signals))
     }
 
     fn wait(&mut self, point: &Point) -> Result<Fence, DeviceError> {
         self.ready()?;
-        Ok(self.enqueue([Work::Wait(point.clone())]))
+        let (timeline, value) = point.value()?;
+        Ok(self.enqueue([Work::Wait(Rc::clone(timeline), value)]))
     }
 
     fn last(&self) -> Fence {
@@ -482,8 +512,8 @@ impl Device for NullDevice {
 
     fn arm(&mut self, _fence: Fence) {}
 
-    fn elapsed(&mut self, _fence: Fence) -> Duration {
-        Duration::from_micros(1)
+    fn elapsed(&mut self, _fence: Fence) -> Result<Duration, DeviceError> {
+        Ok(Duration::from_micros(1))
     }
 
     fn doorbell(&self) -> Option<BorrowedFd<'_>> {
@@ -530,7 +560,7 @@ mod tests {
         let (mut devices, control) = open(1);
         let device = &mut devices[0];
         let region = device.alloc(3).unwrap();
-        let program = device.load(b"add1").unwrap();
+        let program = device.load("test", b"add1").unwrap();
         control.hold();
         let copied = device.copy_in(whole(&region), Source::Bytes(b"abc")).unwrap();
         let (buffers, values, global, local) = (&[whole(&region)], &[], None, None);
@@ -570,12 +600,12 @@ mod tests {
     fn graph_replays_its_steps_on_what_it_is_given() {
         let (mut devices, _) = open(1);
         let device = &mut devices[0];
-        let program = device.load(b"add1").unwrap();
+        let program = device.load("test", b"add1").unwrap();
         let fixed = device.alloc(2).unwrap();
         let input = device.alloc(2).unwrap();
         let (program, values, global, local) = (&program, &[][..], None, None);
         let buffers = &[GraphBuffer::Input(0)];
-        let step = GraphStep::Launch { program, buffers, values, global, local };
+        let step = GraphStep::Launch { program, buffers, outputs: &[], values, global, local };
         let (to, from) = (GraphBuffer::Fixed(whole(&fixed)), GraphBuffer::Input(0));
         let copy = GraphStep::Copy { to, from, bytes: 2 };
         let graph = device.build_graph(&[step, step, copy]).unwrap();
@@ -588,9 +618,9 @@ mod tests {
     #[test]
     fn program_named_fail_cannot_be_loaded() {
         let (mut devices, _) = open(1);
-        let fail = devices[0].load(b"fail").unwrap();
+        let fail = devices[0].load("test", b"fail").unwrap();
         assert!(matches!(devices[0].loaded(&fail), Err(DeviceError::Load { .. })));
-        let other = devices[0].load(b"other").unwrap();
+        let other = devices[0].load("test", b"other").unwrap();
         assert!(devices[0].loaded(&other).is_ok());
     }
 }

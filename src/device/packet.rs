@@ -49,6 +49,11 @@ pub(super) const VARIABLE: u64 = 1 << 63;
 /// One entry of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Packet<'a> {
+    /// Memory of the device that only the worker reaches becomes this segment.
+    Alloc {
+        segment: u32,
+        bytes: u64,
+    },
     Copy {
         to: Address,
         from: Address,
@@ -73,7 +78,7 @@ pub(super) enum Packet<'a> {
     GraphRun {
         graph: u32,
         timer: Option<u32>,
-        /// Addresses.
+        /// Buffers, as in a launch.
         inputs: &'a [u64],
         ints: &'a [u64],
     },
@@ -91,15 +96,20 @@ pub(super) enum Packet<'a> {
     Launch {
         program: u32,
         timer: Option<u32>,
-        /// Addresses.
+        /// The global and the local size, three words each and zeros for none, where the worker
+        /// drives a device. Nothing where it calls kernels itself.
+        sizes: &'a [u64],
+        /// Addresses; where the worker drives a device each is followed by a length.
         buffers: &'a [u64],
         values: &'a [u64],
     },
     Load {
         program: u32,
-        /// Where the outcome goes. See [`Outcome`].
+        /// Where the outcome goes.
         status: Address,
-        bytes: u64,
+        /// Bytes of the kernel's name, and of the object.
+        bytes: (u32, u64),
+        name: &'a [u64],
         object: &'a [u64],
     },
     Signal,
@@ -120,6 +130,7 @@ pub(super) enum Packet<'a> {
 
 /// The kinds, numbered.
 mod kind {
+    pub(super) const ALLOC: u8 = 15;
     pub(super) const COPY: u8 = 1;
     pub(super) const DISCARD: u8 = 2;
     pub(super) const FORGET: u8 = 3;
@@ -171,6 +182,10 @@ impl<'a> Packet<'a> {
 
     fn encode_fields(&self, out: &mut Vec<u64>) -> u8 {
         match *self {
+            Packet::Alloc { segment, bytes } => {
+                out.extend([u64::from(segment), bytes]);
+                kind::ALLOC
+            }
             Packet::Copy { to, from, bytes } => {
                 out.extend([to.word(), from.word(), bytes]);
                 kind::COPY
@@ -233,14 +248,15 @@ impl<'a> Packet<'a> {
 
     fn encode_program(&self, out: &mut Vec<u64>) -> u8 {
         match *self {
-            Packet::Launch { program, timer, buffers, values } => {
-                out.extend_from_slice(&launch_head(program, timer, buffers, values)[1..]);
-                out.extend_from_slice(buffers);
-                out.extend_from_slice(values);
+            Packet::Launch { program, timer, sizes, buffers, values } => {
+                let args = [sizes, buffers, values];
+                out.extend_from_slice(&launch_head(program, timer, args)[1..]);
+                args.iter().for_each(|part| out.extend_from_slice(part));
                 kind::LAUNCH
             }
-            Packet::Load { program, status, bytes, object } => {
-                out.extend([u64::from(program), status.word(), bytes]);
+            Packet::Load { program, status, bytes: (name_bytes, bytes), name, object } => {
+                out.extend([pair(program, name_bytes), status.word(), bytes]);
+                out.extend_from_slice(name);
                 out.extend_from_slice(object);
                 kind::LOAD
             }
@@ -257,6 +273,7 @@ impl<'a> Packet<'a> {
         let (kind, len) = head(*words.first()?);
         let fields = words.get(1..len)?;
         Some(match (kind, fields) {
+            (kind::ALLOC, &[segment, bytes]) => Packet::Alloc { segment: halves(segment).0, bytes },
             (kind::COPY, &[to, from, bytes]) => {
                 Packet::Copy { to: Address(to), from: Address(from), bytes }
             }
@@ -276,14 +293,17 @@ impl<'a> Packet<'a> {
                 Packet::Import { segment, bytes, writable: writable != 0 }
             }
             (kind::INDIRECT, &[at, words]) => Packet::Indirect { at: Address(at), words },
-            (kind::LAUNCH, [which, buffers, args @ ..]) => {
+            (kind::LAUNCH, [which, counts, args @ ..]) => {
                 let (program, timed) = halves(*which);
-                let (buffers, values) = args.split_at_checked(usize::try_from(*buffers).ok()?)?;
-                Packet::Launch { program, timer: timer(timed), buffers, values }
+                let [sizes, buffers, values] = launch_args(*counts, args)?;
+                Packet::Launch { program, timer: timer(timed), sizes, buffers, values }
             }
-            (kind::LOAD, [program, status, bytes, object @ ..]) => {
-                let status = Address(*status);
-                Packet::Load { program: halves(*program).0, status, bytes: *bytes, object }
+            (kind::LOAD, [which, status, bytes, rest @ ..]) => {
+                let (program, name_bytes) = halves(*which);
+                let (status, bytes) = (Address(*status), (name_bytes, *bytes));
+                let name_words = usize::try_from(name_bytes.div_ceil(8)).ok()?;
+                let (name, object) = rest.split_at_checked(name_words)?;
+                Packet::Load { program, status, bytes, name, object }
             }
             (kind::SIGNAL, []) => Packet::Signal,
             (kind::UNLOAD, &[program]) => Packet::Unload { program: halves(program).0 },
@@ -298,16 +318,20 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// The first words of a launch. The buffers and the values follow, and that is all.
-pub(super) fn launch_head(
-    program: u32,
-    timer: Option<u32>,
-    buffers: &[u64],
-    values: &[u64],
-) -> [u64; 3] {
-    let words = 3 + count(buffers) + count(values);
+/// The first words of a launch. The sizes, the buffers and the values follow, and that is all.
+pub(super) fn launch_head(program: u32, timer: Option<u32>, args: [&[u64]; 3]) -> [u64; 3] {
+    let [sizes, buffers, values] = args.map(count);
+    let words = 3 + sizes + buffers + values;
     let which = pair(program, timer.unwrap_or(UNTIMED));
-    [pair(u32::from(kind::LAUNCH), words), which, u64::from(count(buffers))]
+    [pair(u32::from(kind::LAUNCH), words), which, pair(buffers, sizes)]
+}
+
+/// The sizes, the buffers and the values of a launch.
+fn launch_args(counts: u64, args: &[u64]) -> Option<[&[u64]; 3]> {
+    let (buffers, sizes) = halves(counts);
+    let (sizes, args) = args.split_at_checked(usize::try_from(sizes).ok()?)?;
+    let (buffers, values) = args.split_at_checked(usize::try_from(buffers).ok()?)?;
+    Some([sizes, buffers, values])
 }
 
 /// The kind and the length in words, of a first word.
@@ -318,11 +342,22 @@ pub(super) fn head(word: u64) -> (u8, usize) {
 }
 
 /// One step of a graph. Words of buffers are addresses, or inputs' positions with [`VARIABLE`];
-/// those of values are integers, or positions in the run's integers with [`VARIABLE`].
+/// those of sizes and values are integers, or positions in the run's integers with [`VARIABLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step<'a> {
-    Copy { to: u64, from: u64, bytes: u64 },
-    Launch { program: u32, buffers: &'a [u64], values: &'a [u64] },
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: u64,
+    },
+    Launch {
+        program: u32,
+        /// Positions of buffers that are written. Nothing where the worker calls kernels itself.
+        outputs: &'a [u64],
+        sizes: &'a [u64],
+        buffers: &'a [u64],
+        values: &'a [u64],
+    },
 }
 
 const STEP_COPY: u8 = 1;
@@ -338,10 +373,11 @@ impl<'a> Step<'a> {
                 out.extend([to, from, bytes]);
                 STEP_COPY
             }
-            Step::Launch { program, buffers, values } => {
-                out.push(pair(program, count(buffers)));
-                out.extend_from_slice(buffers);
-                out.extend_from_slice(values);
+            Step::Launch { program, outputs, sizes, buffers, values } => {
+                let counts = pair(count(buffers), count(sizes));
+                out.extend([pair(program, count(outputs)), counts]);
+                let parts = [outputs, sizes, buffers, values];
+                parts.iter().for_each(|part| out.extend_from_slice(part));
                 STEP_LAUNCH
             }
         };
@@ -355,10 +391,11 @@ impl<'a> Step<'a> {
         let (step, rest) = words.split_at_checked(len)?;
         let step = match (kind, step.get(1..)?) {
             (STEP_COPY, &[to, from, bytes]) => Step::Copy { to, from, bytes },
-            (STEP_LAUNCH, [which, args @ ..]) => {
-                let (program, buffers) = halves(*which);
-                let (buffers, values) = args.split_at_checked(usize::try_from(buffers).ok()?)?;
-                Step::Launch { program, buffers, values }
+            (STEP_LAUNCH, [which, counts, args @ ..]) => {
+                let (program, outputs) = halves(*which);
+                let (outputs, args) = args.split_at_checked(usize::try_from(outputs).ok()?)?;
+                let [sizes, buffers, values] = launch_args(*counts, args)?;
+                Step::Launch { program, outputs, sizes, buffers, values }
             }
             _ => return None,
         };
@@ -406,19 +443,20 @@ mod tests {
         #[test]
         fn packet_encoded_and_decoded_is_the_same(
             (a, b, n) in (any::<u32>(), 0..UNTIMED, any::<u64>()),
-            (x, y) in (words(), words()),
+            (x, y, z) in (words(), words(), words()),
         ) {
             let at = Address::new(a % Address::SEGMENTS_MAX, n >> 23);
             let to = Address::new(b % Address::SEGMENTS_MAX, n & 0xFFFF_FFFF);
             for timer in [None, Some(b)] {
-                let mut launch = launch_head(a, timer, &x, &y).to_vec();
-                launch.extend(x.iter().chain(&y));
-                let (program, buffers, values) = (a, x.as_slice(), y.as_slice());
-                let expected = Packet::Launch { program, timer, buffers, values };
+                let mut launch = launch_head(a, timer, [&z, &x, &y]).to_vec();
+                launch.extend(z.iter().chain(&x).chain(&y));
+                let (program, sizes, buffers, values) = (a, &*z, &*x, &*y);
+                let expected = Packet::Launch { program, timer, sizes, buffers, values };
                 prop_assert_eq!(Packet::decode(&launch), Some(expected));
-                check(Packet::Launch { program: a, timer, buffers: &x, values: &y });
+                check(expected);
                 check(Packet::GraphRun { graph: a, timer, inputs: &x, ints: &y });
             }
+            check(Packet::Alloc { segment: a, bytes: n });
             check(Packet::Copy { to, from: at, bytes: n });
             check(Packet::Discard { at, bytes: n });
             check(Packet::Forget { segment: a });
@@ -426,7 +464,8 @@ mod tests {
             check(Packet::GraphDrop { graph: a });
             check(Packet::Import { segment: a, bytes: n, writable: b % 2 == 0 });
             check(Packet::Indirect { at, words: n });
-            check(Packet::Load { program: a, status: at, bytes: n, object: &x });
+            let bytes = (u32::try_from(8 * y.len()).unwrap(), n);
+            check(Packet::Load { program: a, status: at, bytes, name: &y, object: &x });
             check(Packet::Signal);
             check(Packet::Unload { program: a });
             check(Packet::Wait { timeline: a, value: n });
@@ -436,10 +475,10 @@ mod tests {
         #[test]
         fn steps_encoded_and_decoded_are_the_same(
             (a, n) in (any::<u32>(), any::<u64>()),
-            (x, y) in (words(), words()),
+            (x, y, z) in (words(), words(), words()),
         ) {
             let steps = [
-                Step::Launch { program: a, buffers: &x, values: &y },
+                Step::Launch { program: a, outputs: &y, sizes: &z, buffers: &x, values: &y },
                 Step::Copy { to: n, from: !n, bytes: u64::from(a) },
             ];
             let mut out = Vec::new();

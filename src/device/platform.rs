@@ -38,7 +38,7 @@ impl CpuPlatform {
     #[must_use]
     pub fn new(config: PlatformConfig) -> CpuPlatform {
         let PlatformConfig { device_count, worker_exe, kernel_time_max, budget, compile } = config;
-        let workers = WorkerConfig { exe: worker_exe, kernel_time_max, budget };
+        let workers = WorkerConfig::of_kernels(worker_exe, kernel_time_max, budget);
         CpuPlatform { device_count, workers, compile }
     }
 }

@@ -4,13 +4,14 @@
 //! make a shard wait: it starts processes and sees them end. Worker processes die with their
 //! parent *thread*, so that this thread lives as long as the server is part of the design.
 //!
-//! Absent: what workers do (`worker`), what their end means for a session (`isolated`).
+//! Absent: what workers do (`worker`), what their end means for a session (`link`).
 //!
 //! The order at a worker's end is fixed: it is reaped, its exit becomes known, its timeline ends,
 //! and then the last copy of its end of the socket closes. So whoever reads the end of the socket
 //! finds the reason known, and nobody who waits for its timeline sees it move again.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -25,6 +26,7 @@ use rustix::net::{RecvFlags, Shutdown};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::DeviceError;
+use super::budget::Account;
 use super::shared::SharedFile;
 use super::timeline::{ENDED, Words};
 use crate::cores;
@@ -32,10 +34,14 @@ use crate::cores;
 /// What to start, and what to do at its end.
 pub(super) struct Start {
     pub(super) exe: PathBuf,
+    pub(super) arguments: Vec<OsString>,
+    pub(super) environment: Vec<(OsString, OsString)>,
     /// The worker's end of the socket, which becomes its standard input.
     pub(super) socket: OwnedFd,
     /// The timeline that ends with the worker.
     pub(super) timeline: Arc<SharedFile>,
+    /// What the worker has of a device's memory, until its end.
+    pub(super) account: Option<Arc<Account>>,
 }
 
 /// How a worker ended.
@@ -154,10 +160,15 @@ struct Ending {
     exit: Arc<OnceLock<Exit>>,
     timeline: Arc<SharedFile>,
     socket: OwnedFd,
+    account: Option<Arc<Account>>,
 }
 
 impl Ending {
     fn announce(self, exit: Exit) {
+        // Whoever knows of the end finds the memory free.
+        if let Some(account) = &self.account {
+            account.close();
+        }
         drop(self.exit.set(exit));
         Words::of(self.timeline.mapping()).set(ENDED);
         // Emptied first: closing a socket with unread bytes resets the other end, which would read
@@ -200,19 +211,24 @@ impl Workers {
     }
 
     fn start(&mut self, id: u64, start: Start, exit: Arc<OnceLock<Exit>>) {
-        let Start { exe, socket, timeline } = start;
-        let ending = Ending { exit, timeline, socket };
-        match self.spawn(id, exe, &ending.socket) {
+        let Start { exe, arguments, environment, socket, timeline, account } = start;
+        let ending = Ending { exit, timeline, socket, account };
+        let mut command = Command::new(exe);
+        command.args(arguments).env_clear().envs(environment);
+        match self.spawn(id, command, &ending.socket) {
             Ok((child, pidfd)) => drop(self.alive.insert(id, Worker { child, pidfd, ending })),
             Err(error) => ending.announce(unknown("start", &error)),
         }
     }
 
-    fn spawn(&self, id: u64, exe: PathBuf, socket: &OwnedFd) -> io::Result<(Child, OwnedFd)> {
-        let mut child = Command::new(exe)
+    fn spawn(
+        &self,
+        id: u64,
+        mut command: Command,
+        socket: &OwnedFd,
+    ) -> io::Result<(Child, OwnedFd)> {
+        let mut child = command
             .arg0("outboard-worker")
-            .arg("worker")
-            .env_clear()
             .current_dir("/")
             .stdin(socket.try_clone()?)
             .stdout(Stdio::null())

@@ -79,7 +79,7 @@ impl Graph {
                 self.add_buffer(from, bytes, memory)?;
                 self.steps.push(Ready::Copy { first, bytes });
             }
-            Step::Launch { program, buffers, values } => {
+            Step::Launch { program, buffers, values, .. } => {
                 let kernel = programs.get(to_usize(u64::from(program))).ok_or(Failure::Packet)?;
                 let Some(kernel) = kernel else { return Ok(()) };
                 for buffer in buffers {

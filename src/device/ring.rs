@@ -21,8 +21,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::thread::futex;
+use rustix::thread::futex::{self, Wait, WaitFlags, WaitPtr, WaitvFlags};
+use rustix::time::{ClockId, Timespec};
 
+use super::DeviceError;
 use super::backoff::Backoff;
 use super::packet;
 use super::shared::{create_sealed, to_u64, to_usize};
@@ -31,6 +33,12 @@ use crate::config::DeviceLimits;
 const HEADER_BYTES: usize = 4096;
 const DATA_BYTES: usize = DeviceLimits::RING_BYTES;
 const WORD_BYTES: usize = size_of::<u64>();
+
+/// Room for what a worker has to say.
+const TEXT_BYTES: usize = 512;
+
+/// The time of work that its device refused. The text says why.
+pub(super) const REFUSED: Duration = Duration::from_nanos(u64::MAX);
 
 /// `wake_at` while nobody waits.
 const DISARMED: u64 = u64::MAX;
@@ -59,6 +67,12 @@ struct Header {
     sleeping: Line<AtomicU32>,
     /// Nanoseconds of timed work.
     timers: Line<[AtomicU64; DeviceLimits::TIMERS]>,
+    /// Whether the device that the worker drives is open.
+    ready: Line<AtomicU32>,
+    /// Why the worker ends, as a kind of error, and the length of the text.
+    ending: Line<(AtomicU32, AtomicU32)>,
+    /// What the worker has to say, in words of eight bytes.
+    text: [AtomicU64; TEXT_BYTES / WORD_BYTES],
 }
 
 const _: () = assert!(size_of::<Header>() <= HEADER_BYTES);
@@ -245,9 +259,14 @@ impl Producer {
     pub(super) fn publish(&mut self) {
         let header = self.ring.header();
         header.tail.0.store(self.tail, Ordering::Release);
-        // Against `Ring::sleep`: either the flag is seen here, or the new tail there.
+        self.wake();
+    }
+
+    /// Wakes the worker if it sleeps. It looks at all that was stored before.
+    pub(super) fn wake(&mut self) {
+        // Against `Ring::sleep`: either the flag is seen here, or what was stored there.
         fence(Ordering::SeqCst);
-        let sleeping = &header.sleeping.0;
+        let sleeping = &self.ring.header().sleeping.0;
         if sleeping.load(Ordering::Relaxed) != 0 && sleeping.swap(0, Ordering::Relaxed) != 0 {
             // Waking cannot fail on a mapped word, and there is nobody to tell.
             let _ = futex::wake(sleeping, futex::Flags::empty(), 1);
@@ -278,12 +297,40 @@ impl Producer {
         fence(Ordering::SeqCst);
     }
 
+    /// Whether the device that the worker drives is open.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ring.header().ready.0.load(Ordering::Relaxed) != 0
+    }
+
+    /// Why the worker has ended, if it has said so. It is taken for true, which it is where the
+    /// worker runs no code of clients.
+    pub(super) fn last_words(&self) -> Option<DeviceError> {
+        match self.ring.header().ending.0.0.load(Ordering::Acquire) {
+            0 => None,
+            ENDED_BY_FAULT => Some(DeviceError::Fault { what: self.text() }),
+            _ => Some(DeviceError::Lost { why: self.text() }),
+        }
+    }
+
+    /// What the worker said last.
+    pub(super) fn text(&self) -> String {
+        let header = self.ring.header();
+        let bytes = usize::try_from(header.ending.0.1.load(Ordering::Relaxed)).unwrap_or(0);
+        let words = header.text.iter().map(|word| word.load(Ordering::Relaxed));
+        let text: Vec<u8> = words.flat_map(u64::to_ne_bytes).take(bytes).collect();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
     pub(super) fn timer(&self, timer: u32) -> Duration {
         let timers = &self.ring.header().timers.0;
         let timer = usize::try_from(timer).ok().and_then(|timer| timers.get(timer));
         timer.map_or(Duration::ZERO, |ns| Duration::from_nanos(ns.load(Ordering::Relaxed)))
     }
 }
+
+/// Kinds of error in [`Header::ending`].
+const ENDED_BY_FAULT: u32 = 1;
+const ENDED_OTHERWISE: u32 = 2;
 
 /// How far a worker has come in its queue.
 #[derive(Default)]
@@ -353,10 +400,23 @@ impl Ring {
     /// Marks the packet at `place` as done. True where the server asked for the doorbell.
     #[must_use]
     pub(super) fn finish(&self, place: &mut Place, words: usize) -> bool {
-        let header = self.header();
+        self.take(place, words);
+        self.complete(place)
+    }
+
+    /// Gives the room of the packet at `place` back. It is done when [`Self::complete`] has been
+    /// called as often.
+    pub(super) fn take(&self, place: &mut Place, words: usize) {
         place.head += to_u64(words * WORD_BYTES);
+        self.header().head.0.store(place.head, Ordering::Release);
+    }
+
+    /// Marks the first packet that is not done as done. True where the server asked for the
+    /// doorbell.
+    #[must_use]
+    pub(super) fn complete(&self, place: &mut Place) -> bool {
+        let header = self.header();
         place.completed += 1;
-        header.head.0.store(place.head, Ordering::Release);
         header.completed.store(place.completed, Ordering::Release);
         fence(Ordering::SeqCst);
         let wake_at = header.wake_at.0.load(Ordering::Relaxed);
@@ -397,6 +457,97 @@ impl Ring {
         }
         sleeping.store(0, Ordering::Relaxed);
         patience.slept(start.elapsed());
+    }
+
+    /// Sleeps until [`Producer::wake`] or [`Self::rouse`], unless there is a packet past `place` or
+    /// `is_due` says that there is something else to do. Also wakes up where `other` is not the
+    /// value that goes with it any more, and after `most`.
+    pub(super) fn doze(
+        &self,
+        place: Option<&Place>,
+        other: Option<(&AtomicU32, u32)>,
+        most: Option<Duration>,
+        is_due: impl FnOnce() -> bool,
+    ) {
+        let header = self.header();
+        let sleeping = &header.sleeping.0;
+        sleeping.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let is_there = |place: &Place| header.tail.0.load(Ordering::Acquire) != place.head;
+        if !place.is_some_and(is_there) && !is_due() {
+            let one = |word: &AtomicU32, value: u32| {
+                let mut wait = Wait::new();
+                wait.uaddr = WaitPtr::new(word.as_ptr().cast());
+                wait.val = u64::from(value);
+                wait.flags = WaitFlags::SIZE_U32;
+                wait
+            };
+            let mut waits = vec![one(sleeping, 1)];
+            waits.extend(other.map(|(word, value)| one(word, value)));
+            // An error is a wake-up in the meantime, an interruption, or the end of the time.
+            let clock = ClockId::Monotonic;
+            let until = most.and_then(|most| {
+                let most = Timespec::try_from(most).ok()?;
+                rustix::time::clock_gettime(clock).checked_add(most)
+            });
+            let _ = futex::waitv(&waits, WaitvFlags::empty(), until.as_ref(), clock);
+        }
+        sleeping.store(0, Ordering::Relaxed);
+    }
+
+    /// Ends [`Self::doze`], from another thread of the worker.
+    pub(super) fn rouse(&self) {
+        let sleeping = &self.header().sleeping.0;
+        sleeping.store(0, Ordering::Relaxed);
+        // Waking cannot fail on a mapped word, and there is nobody to tell.
+        let _ = futex::wake(sleeping, futex::Flags::empty(), 1);
+    }
+
+    /// The packet after which the server has asked for the doorbell.
+    pub(super) fn wanted(&self) -> Option<u64> {
+        let packet = self.header().wake_at.0.load(Ordering::Relaxed);
+        (packet != DISARMED).then_some(packet)
+    }
+
+    /// Says that the device is open.
+    pub(super) fn set_ready(&self) {
+        self.header().ready.0.store(1, Ordering::Relaxed);
+    }
+
+    /// Says why the worker ends.
+    pub(super) fn say(&self, error: &DeviceError) {
+        let kind = match error {
+            DeviceError::Fault { what } => {
+                self.say_text(what);
+                ENDED_BY_FAULT
+            }
+            DeviceError::Lost { why } => {
+                self.say_text(why);
+                ENDED_OTHERWISE
+            }
+            other => {
+                self.say_text(&other.to_string());
+                ENDED_OTHERWISE
+            }
+        };
+        self.header().ending.0.0.store(kind, Ordering::Release);
+    }
+
+    /// Says why timed work was refused.
+    pub(super) fn refuse(&self, timer: u32, why: &str) {
+        self.say_text(why);
+        self.set_timer(timer, REFUSED);
+    }
+
+    fn say_text(&self, text: &str) {
+        let end = text.floor_char_boundary(TEXT_BYTES);
+        let mut words = Vec::new();
+        packet::push_bytes(&mut words, &text.as_bytes()[..end]);
+        let header = self.header();
+        for (to, word) in header.text.iter().zip(words) {
+            to.store(word, Ordering::Relaxed);
+        }
+        header.ending.0.1.store(u32::try_from(end).unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Counts one more unit of work as begun.

@@ -5,13 +5,16 @@
 //! no files, no network, no other process, a bounded amount of memory of its own, and the few
 //! system calls that the worker's loop is made of. Everything else kills it.
 //!
+//! A worker that drives a device gives up less; see [`enter_driver`].
+//!
 //! Landlock refuses what seccomp already kills; it stays for the day one of the two has a hole.
 
 use std::collections::BTreeMap;
 use std::io;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
 };
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
 use seccompiler::{
@@ -40,11 +43,7 @@ pub(super) enum SandboxError {
 /// reason to live.
 pub(super) fn enter(parent: Pid) -> Result<(), SandboxError> {
     let system = |what| move |error| SandboxError::System { what, error: io::Error::from(error) };
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(system("life after the server"))?;
-    if rustix::process::getppid() != Some(parent) {
-        return Err(SandboxError::Orphan);
-    }
+    die_with(parent)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(system("being traced"))?;
     rustix::thread::set_no_new_privs(true).map_err(system("new privileges"))?;
@@ -52,6 +51,57 @@ pub(super) fn enter(parent: Pid) -> Result<(), SandboxError> {
     limit_resources().map_err(system("resources"))?;
     deny_files_and_network()?;
     seccompiler::apply_filter(&filter()?)?;
+    Ok(())
+}
+
+/// Gives up what a process does not need that drives a device, for good.
+///
+/// No code of clients runs in it: their kernels run on the device, whose driver keeps them inside
+/// their own context. The driver's libraries start threads, map devices and files, and make system
+/// calls that no list of ours could foresee. So what is given up here is little, and meant for
+/// the driver's own mistakes: new privileges, writing any file outside of `/dev` and of what the
+/// system says of this process, the network, core dumps, and life after the server. The process
+/// may be traced, since drivers read of themselves in `/proc`.
+pub(super) fn enter_driver(parent: Pid) -> Result<(), SandboxError> {
+    die_with(parent)?;
+    let system = |what| move |error| SandboxError::System { what, error: io::Error::from(error) };
+    rustix::thread::set_no_new_privs(true).map_err(system("new privileges"))?;
+    default_signals();
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(Resource::Core, none).map_err(system("resources"))?;
+    // Each segment of shared memory keeps its descriptor here.
+    let most = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let files = Rlimit { current: most, maximum: most };
+    rustix::process::setrlimit(Resource::Nofile, files).map_err(system("resources"))?;
+    deny_writing_and_network()?;
+    Ok(())
+}
+
+/// As far as the kernel knows how to.
+fn deny_writing_and_network() -> Result<(), landlock::RulesetError> {
+    let all = AccessFs::from_all(ABI::V5);
+    // Drivers keep semaphores in `/dev/shm`, and name their threads in `/proc`.
+    let writable = ["/dev", "/proc/self"];
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)?
+        .handle_access(AccessNet::from_all(ABI::V5))?
+        .scope(Scope::from_all(ABI::V6))?
+        .create()?
+        .add_rules(landlock::path_beneath_rules(["/"], AccessFs::from_read(ABI::V5)))?
+        .add_rules(landlock::path_beneath_rules(writable, all))?
+        .restrict_self()?;
+    Ok(())
+}
+
+/// Ends this process with the server, which may have ended already.
+fn die_with(parent: Pid) -> Result<(), SandboxError> {
+    let system = |what| move |error| SandboxError::System { what, error: io::Error::from(error) };
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(system("life after the server"))?;
+    if rustix::process::getppid() != Some(parent) {
+        return Err(SandboxError::Orphan);
+    }
     Ok(())
 }
 

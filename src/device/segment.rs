@@ -185,14 +185,24 @@ impl Segment {
     }
 
     pub(super) fn create(name: &str, bytes: u64) -> Result<Rc<Segment>, DeviceError> {
-        static LAST: AtomicU64 = AtomicU64::new(0);
         let file = SharedFile::create(name, to_usize(bytes))
             .map_err(|e| DeviceError::Failed { what: "memory", why: e.to_string() })?;
+        Ok(Segment::of(file))
+    }
+
+    /// A segment of another process. `writable` must be what the descriptor allows.
+    pub(super) fn open(fd: OwnedFd, bytes: u64, writable: bool) -> io::Result<Rc<Segment>> {
+        let mapping = Mapping::open(&fd, to_usize(bytes), writable)?;
+        Ok(Segment::of(SharedFile { mapping, fd }))
+    }
+
+    fn of(file: SharedFile) -> Rc<Segment> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
         let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
         COUNT.fetch_add(1, Ordering::Relaxed);
         let (file, importers) = (Some(Arc::new(file)), RefCell::default());
         let (warm, huge) = (Cell::new(0), Cell::new(true));
-        Ok(Rc::new(Segment { id, file, importers, warm, huge }))
+        Rc::new(Segment { id, file, importers, warm, huge })
     }
 
     /// No two segments of this process ever have the same.

@@ -155,6 +155,14 @@ impl Heap {
         }
     }
 
+    /// A part of a segment that is not this heap's, kept as long as the range is. `None` where it
+    /// has no such part.
+    pub(super) fn borrow(&self, segment: &Rc<Segment>, offset: u64, bytes: u64) -> Option<Range> {
+        segment.mapping().at(offset, bytes)?;
+        let charge = Charge::none(&self.0.budget);
+        Some(self.0.range((Rc::clone(segment), offset, None), bytes, bytes, charge))
+    }
+
     /// Makes a block that waited in the graveyard usable again.
     pub(super) fn free(&self, freed: Freed) {
         self.0.free(freed);

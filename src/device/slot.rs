@@ -19,6 +19,8 @@ pub(super) enum Dead {
     Block(Freed),
     Graph(u32),
     Program(u32),
+    /// Memory that only the worker reaches, by its segment in the worker's table.
+    Region(u32),
     /// By the segment's number in this process.
     Segment(u64),
 }

@@ -7,13 +7,14 @@
 //! The counter never goes back. The end of its device is the value [`ENDED`], past all others, so
 //! nobody waits for the dead.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use rustix::thread::futex;
 
-use super::DeviceError;
 use super::shared::{Mapping, Segment};
+use super::{DeviceError, Point};
 
 /// The value of a timeline whose device is gone.
 pub(super) const ENDED: u64 = u64::MAX;
@@ -57,6 +58,11 @@ impl Words {
         }
     }
 
+    /// What changes with the counter, and its value: to be read before the counter.
+    pub(super) fn changes(&self) -> (&AtomicU32, u32) {
+        (&self.changes, self.changes.load(Ordering::Acquire))
+    }
+
     fn watch(&self) {
         self.watched.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -79,12 +85,20 @@ impl Words {
 #[derive(Debug)]
 pub(super) struct Timeline {
     segment: Rc<Segment>,
+    /// Signals queued.
+    signals: Cell<u64>,
 }
 
 impl Timeline {
     pub(super) fn create() -> Result<Rc<Timeline>, DeviceError> {
         let segment = Segment::create("outboard-timeline", PAGE_BYTES)?;
-        Ok(Rc::new(Timeline { segment }))
+        Ok(Rc::new(Timeline { segment, signals: Cell::new(0) }))
+    }
+
+    /// Where the timeline is after one more signal, which is queued before any other.
+    pub(super) fn next(self: &Rc<Self>) -> Point {
+        self.signals.update(|signals| signals + 1);
+        Point::shared(self, self.signals.get())
     }
 
     pub(super) fn segment(&self) -> &Rc<Segment> {

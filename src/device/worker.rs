@@ -1,18 +1,21 @@
 //! A worker process: one session's accelerator.
 //!
-//! Owns: the other side of `isolated`. It takes a queue from its socket, locks itself down, and
-//! then does what the packets say, one after the other, until it is killed.
+//! Owns: how a worker begins, whatever it does: it takes a queue from its socket and locks itself
+//! down. And the worker that runs kernels, the other side of `isolated`: it does what the packets
+//! say, one after the other, until it is killed.
 //!
 //! Packets come from the server, which is trusted; addresses are checked all the same, so that a
 //! mistake there ends the worker instead of writing anywhere. Kernels are not trusted and run in
 //! the same process: what they break is their own session's.
 //!
-//! Absent: sandboxing (`sandbox`), recorded graphs (`replay`), loading and calling (`cpu`).
+//! Absent: sandboxing (`sandbox`), recorded graphs (`replay`), loading and calling (`cpu`), driving
+//! a device (`driven`).
 
 use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use rustix::io::Errno;
@@ -21,12 +24,14 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 use rustix::process::Pid;
 
 use super::cpu::Kernel;
+use super::driven::{self, Driven, End};
 use super::packet::{Address, Packet};
 use super::replay::{Graph, Run};
 use super::ring::{Patience, Place, Ring};
 use super::sandbox;
 use super::shared::{Mapping, to_u64, to_usize};
 use super::timeline::{PAGE_BYTES, Words};
+use super::{Device, DeviceError};
 use crate::config::DeviceLimits;
 use crate::cores;
 
@@ -37,29 +42,101 @@ pub(super) enum Failure {
     Import = 11,
     Packet = 12,
     Sandbox = 13,
+    /// The reason is in the ring.
+    Said = 14,
+    Thread = 15,
 }
 
 impl Failure {
     /// What an exit code says.
     pub(super) fn from_code(code: i32) -> Option<&'static str> {
-        let all = [Failure::Handshake, Failure::Import, Failure::Packet, Failure::Sandbox];
+        let all = [
+            Failure::Handshake,
+            Failure::Import,
+            Failure::Packet,
+            Failure::Sandbox,
+            Failure::Said,
+            Failure::Thread,
+        ];
         all.into_iter().find(|failure| *failure as i32 == code).map(|failure| match failure {
             Failure::Handshake => "it was not started by a server",
             Failure::Import => "it could not map memory",
             Failure::Packet => "it was asked for something impossible",
             Failure::Sandbox => "it could not lock itself down (landlock, seccomp or limits)",
+            Failure::Said => "it has said why, and what it said is lost",
+            Failure::Thread => "it could not start a thread",
         })
     }
 }
 
-/// The whole life of a worker process, which the server has started with a socket as its standard
-/// input.
+/// The whole life of a worker process that runs kernels, which the server has started with a socket
+/// as its standard input.
 pub fn main() -> ! {
     let failure = match Worker::start() {
         Ok(worker) => worker.run(),
         Err(failure) => failure,
     };
     std::process::exit(failure as i32)
+}
+
+/// The whole life of a worker process that drives a device. `open` is called after the process has
+/// locked itself down.
+pub fn drive(open: impl FnOnce() -> Result<Box<dyn Device>, DeviceError>) -> ! {
+    let failure = driven_life(open);
+    // What a driver does at an orderly exit may wait for ever after a fault, and the system gives
+    // everything back without it.
+    //
+    // SAFETY: ends the process, and nothing after it runs.
+    unsafe { libc::_exit(failure as i32) }
+}
+
+fn driven_life(open: impl FnOnce() -> Result<Box<dyn Device>, DeviceError>) -> Failure {
+    let socket = rustix::stdio::stdin();
+    let Handshake { parent, ring: ring_fd, clock } = match Handshake::receive(socket) {
+        Ok(handshake) => handshake,
+        Err(failure) => return failure,
+    };
+    let Ok(ring) = Ring::open(&ring_fd) else { return Failure::Import };
+    if sandbox::enter_driver(parent).is_err() {
+        return Failure::Sandbox;
+    }
+    let run = || -> Result<(), End> {
+        // Nothing is given back in order; see `drive`.
+        let mut device = ManuallyDrop::new(open()?);
+        if let Some(doorbell) = device.doorbell() {
+            let doorbell = doorbell.try_clone_to_owned().map_err(|_| Failure::Thread)?;
+            driven::listen(doorbell, ring_fd).map_err(|_| Failure::Thread)?;
+        }
+        Driven::new(socket, &ring, clock, &mut **device).run(&AtomicBool::new(false))
+    };
+    match run() {
+        Err(End::Failed(failure)) => failure,
+        Err(End::Lost(error)) => {
+            ring.say(&error);
+            Failure::Said
+        }
+        Ok(()) => unreachable!("nobody ends it"),
+    }
+}
+
+/// What the server hands to each worker.
+struct Handshake {
+    parent: Pid,
+    ring: OwnedFd,
+    clock: Clock,
+}
+
+impl Handshake {
+    fn receive(socket: BorrowedFd<'_>) -> Result<Handshake, Failure> {
+        let mut parent = [0; 4];
+        let fds = receive(socket, &mut parent, RecvFlags::empty()).ok();
+        let [Some(ring), Some(timeline)] = fds.ok_or(Failure::Handshake)? else {
+            return Err(Failure::Handshake);
+        };
+        let parent = Pid::from_raw(i32::from_ne_bytes(parent)).ok_or(Failure::Handshake)?;
+        let page = Mapping::open(&timeline, to_usize(PAGE_BYTES), true);
+        Ok(Handshake { parent, ring, clock: Clock::of(page.map_err(|_| Failure::Import)?) })
+    }
 }
 
 struct Worker {
@@ -77,16 +154,9 @@ struct Worker {
 impl Worker {
     fn start() -> Result<Worker, Failure> {
         let socket = rustix::stdio::stdin();
-        let mut parent = [0; 4];
-        let fds = receive(socket, &mut parent, RecvFlags::empty()).ok();
-        let [ring, timeline] = fds.ok_or(Failure::Handshake)?;
-        let (ring, timeline) =
-            (ring.ok_or(Failure::Handshake)?, timeline.ok_or(Failure::Handshake)?);
-        let parent = Pid::from_raw(i32::from_ne_bytes(parent)).ok_or(Failure::Handshake)?;
-        let page = Mapping::open(&timeline, to_usize(PAGE_BYTES), true);
-        let clock = Clock { page: page.map_err(|_| Failure::Import)?, signals: 0 };
+        let Handshake { parent, ring, clock } = Handshake::receive(socket)?;
         let queue = Ring::open(&ring).map_err(|_| Failure::Import)?;
-        drop((ring, timeline));
+        drop(ring);
         let patience = Patience::new(cores::are_several());
         close_inherited()?;
         sandbox::enter(parent).map_err(|_| Failure::Sandbox)?;
@@ -107,7 +177,7 @@ impl Worker {
                     return failure;
                 }
                 if self.ring.finish(&mut place, len) {
-                    self.ring_doorbell();
+                    ring_doorbell(self.socket);
                 }
             }
             self.ring.sleep(&place, &mut self.patience);
@@ -121,7 +191,7 @@ impl Worker {
                 // SAFETY: the server keeps the packet where it is until it is done.
                 let words = unsafe { std::slice::from_raw_parts(packet.as_ptr(), packet.len()) };
                 match Packet::decode(words).ok_or(Failure::Packet)? {
-                    Packet::Indirect { .. } => Err(Failure::Packet),
+                    Packet::Alloc { .. } | Packet::Indirect { .. } => Err(Failure::Packet),
                     packet => self.perform(packet),
                 }
             }
@@ -146,11 +216,11 @@ impl Worker {
                 self.run_graph(graph, timer, &Run { inputs, ints })
             }
             Packet::Import { segment, bytes, writable } => self.import(segment, bytes, writable),
-            Packet::Indirect { .. } => Err(Failure::Packet),
-            Packet::Launch { program, timer, buffers, values } => {
+            Packet::Alloc { .. } | Packet::Indirect { .. } => Err(Failure::Packet),
+            Packet::Launch { program, timer, buffers, values, .. } => {
                 self.launch(program, timer, buffers, values)
             }
-            Packet::Load { program, status, bytes, object } => {
+            Packet::Load { program, status, bytes: (_, bytes), object, .. } => {
                 self.load(program, status, bytes, object)
             }
             Packet::Signal => {
@@ -230,30 +300,49 @@ impl Worker {
     }
 
     fn import(&mut self, segment: u32, bytes: u64, writable: bool) -> Result<(), Failure> {
-        let fds = match receive(self.socket, &mut [0], RecvFlags::DONTWAIT) {
-            Err(Errno::AGAIN) => {
-                // The server has more to send than the socket took, and sends on when it looks.
-                self.ring_doorbell();
-                receive(self.socket, &mut [0], RecvFlags::empty())
-            }
-            received => received,
-        };
-        let [Some(fd), None] = fds.map_err(|_| Failure::Import)? else {
-            return Err(Failure::Import);
-        };
+        let fd = receive_segment(self.socket)?;
         let mapping = Mapping::open(&fd, to_usize(bytes), writable);
         put(&mut self.memory.segments, segment, Some(mapping.map_err(|_| Failure::Import)?));
         Ok(())
     }
+}
 
-    fn ring_doorbell(&self) {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        // Where the socket is full of earlier rings, the server has one to hear.
-        let _ = rustix::net::send(self.socket, b"\0", flags);
+/// Tells the server that a packet is done, or that it is to look.
+pub(super) fn ring_doorbell(socket: BorrowedFd<'_>) {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    // Where the socket is full of earlier rings, the server has one to hear.
+    let _ = rustix::net::send(socket, b"\0", flags);
+}
+
+/// The descriptor of the next segment.
+pub(super) fn receive_segment(socket: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
+    let fds = match receive(socket, &mut [0], RecvFlags::DONTWAIT) {
+        Err(Errno::AGAIN) => {
+            // The server has more to send than the socket took, and sends on when it looks.
+            ring_doorbell(socket);
+            receive(socket, &mut [0], RecvFlags::empty())
+        }
+        received => received,
+    };
+    match fds.map_err(|_| Failure::Import)? {
+        [Some(fd), None] => Ok(fd),
+        _ => Err(Failure::Import),
     }
 }
 
-fn put<T>(table: &mut Vec<Option<T>>, index: u32, value: Option<T>) {
+/// The outcome of a load, as words: one (1 done, 2 failed) whose high half is the length of the
+/// message that follows.
+pub(super) fn outcome(why: Option<&str>) -> Vec<u64> {
+    let most = to_usize(DeviceLimits::LOAD_STATUS_BYTES) - 8;
+    let why_bytes = why.unwrap_or_default().as_bytes();
+    let why_bytes = &why_bytes[..why_bytes.len().min(most)];
+    let state = if why.is_some() { 2 } else { 1 };
+    let mut words = vec![to_u64(why_bytes.len()) << 32 | state];
+    super::packet::push_bytes(&mut words, why_bytes);
+    words
+}
+
+pub(super) fn put<T>(table: &mut Vec<Option<T>>, index: u32, value: Option<T>) {
     let index = to_usize(u64::from(index));
     if index >= table.len() {
         table.resize_with(index + 1, || None);
@@ -261,7 +350,7 @@ fn put<T>(table: &mut Vec<Option<T>>, index: u32, value: Option<T>) {
     table[index] = value;
 }
 
-fn take<T>(table: &mut [Option<T>], index: u32) -> Result<Option<T>, Failure> {
+pub(super) fn take<T>(table: &mut [Option<T>], index: u32) -> Result<Option<T>, Failure> {
     table.get_mut(to_usize(u64::from(index))).map(Option::take).ok_or(Failure::Packet)
 }
 
@@ -297,13 +386,17 @@ fn close_inherited() -> Result<(), Failure> {
 }
 
 /// This device's timeline.
-struct Clock {
+pub(super) struct Clock {
     page: Mapping,
     signals: u64,
 }
 
 impl Clock {
-    fn signal(&mut self) {
+    pub(super) fn of(page: Mapping) -> Clock {
+        Clock { page, signals: 0 }
+    }
+
+    pub(super) fn signal(&mut self) {
         self.signals += 1;
         Words::of(&self.page).set(self.signals);
     }
@@ -382,15 +475,8 @@ impl Memory {
         Ok(unsafe { std::slice::from_raw_parts(address, to_usize(words)) })
     }
 
-    /// Writes the outcome of a load: a word (1 done, 2 failed) whose high half is the length of
-    /// the message that follows.
     fn report(&self, status: Address, why: Option<&str>) -> Result<(), Failure> {
-        let most = to_usize(DeviceLimits::LOAD_STATUS_BYTES) - 8;
-        let why_bytes = why.unwrap_or_default().as_bytes();
-        let why_bytes = &why_bytes[..why_bytes.len().min(most)];
-        let state = if why.is_some() { 2 } else { 1 };
-        let mut words = vec![to_u64(why_bytes.len()) << 32 | state];
-        super::packet::push_bytes(&mut words, why_bytes);
+        let words = outcome(why);
         self.write(status, to_u64(words.len() * 8), &words)
     }
 

@@ -21,6 +21,12 @@ impl Buffer {
         Span::new(&self.region, self.offset, self.bytes).expect("views are checked when made")
     }
 
+    /// The first bytes, of which there are as many.
+    pub(super) fn first(&self, bytes: u64) -> Span<'_> {
+        assert!(bytes <= self.bytes, "the caller has compared the lengths");
+        Span::new(&self.region, self.offset, bytes).expect("views are checked when made")
+    }
+
     /// Whether it is all of its region, to which nobody else refers: no view, no graph, no output.
     fn is_sole(&self) -> bool {
         self.bytes == self.region.bytes() && Rc::strong_count(&self.region) == 1

@@ -3,7 +3,8 @@
 //! Owns: [`GraphState`], and how it is recorded on the devices and run. A graph's steps are in one
 //! order. They are sorted into [`Turn`]s of the devices that take part: sections, each a graph of
 //! one device and one submission to it, and between them signals and waits where a copy goes from
-//! one device to another. A graph of one device is one section. A graph keeps the buffers and
+//! one device to another, which is a turn of its own where a graph cannot reach so far. A graph of
+//! one device is one section. A graph keeps the buffers and
 //! programs that it uses.
 //!
 //! A run takes the turns in their order. Each comes after all that it waits for, so a run may stop
@@ -46,6 +47,15 @@ pub(super) struct GraphState {
 /// What one device does next. `part` is a position among the graph's sessions.
 #[derive(Debug)]
 enum Turn {
+    /// A copy that the devices cannot make in a graph. Positions of inputs are those among the
+    /// graph's.
+    Copy {
+        part: usize,
+        source: usize,
+        to: OwnedBuffer,
+        from: OwnedBuffer,
+        bytes: u64,
+    },
     Section(Section),
     /// Signals have numbers, from 0, in their order.
     Signal {
@@ -78,6 +88,8 @@ enum OwnedStep {
     Launch {
         program: Rc<Program>,
         buffers: Vec<OwnedBuffer>,
+        /// Positions of the buffers that are written, as the client says.
+        outputs: Vec<usize>,
         values: Vec<GraphInt>,
         global: Option<[GraphInt; 3]>,
         local: Option<[GraphInt; 3]>,
@@ -96,6 +108,13 @@ impl OwnedBuffer {
         match self {
             OwnedBuffer::Fixed(buffer) => GraphBuffer::Fixed(buffer.span()),
             OwnedBuffer::Input(position) => GraphBuffer::Input(*position),
+        }
+    }
+
+    fn among<'b>(&'b self, inputs: &'b [Buffer]) -> &'b Buffer {
+        match self {
+            OwnedBuffer::Fixed(buffer) => buffer,
+            OwnedBuffer::Input(position) => &inputs[*position],
         }
     }
 }
@@ -268,6 +287,14 @@ impl Engine {
         self.graph_collect(running, TIMED_MAX)?;
         let Running { graph, inputs, integers, next, points, timing } = running;
         match &graph.turns[*next] {
+            Turn::Copy { part, source, to, from, bytes } => {
+                let [part, source] = [part, source].map(|part| graph.sessions[*part]);
+                let [to, from] = [to, from].map(|buffer| buffer.among(inputs).first(*bytes));
+                self.device(source)?;
+                self.device(part)?.open_device()?.copy(to, from)?;
+                // The source has its part to do, and begins with it when it is asked something.
+                drop(self.device(source));
+            }
             Turn::Section(Section { part, inputs: used, graph: recorded, .. }) => {
                 let session = graph.sessions[*part];
                 let device = self.device(session)?.open_device()?;
@@ -338,8 +365,8 @@ impl Running {
 }
 
 impl GraphState {
-    /// From the begin of a run to its end, if sections take as long as this and nothing else takes
-    /// time: the longest way along what waits for what.
+    /// From the begin of a run to its end, if sections take as long as this and nothing else, such
+    /// as a copy between them, takes time: the longest way along what waits for what.
     fn longest(&self, elapsed: &[Duration]) -> Duration {
         let mut clocks = vec![Duration::ZERO; self.sessions.len()];
         let (mut signals, mut elapsed) = (Vec::new(), elapsed.iter());
@@ -348,6 +375,7 @@ impl GraphState {
                 Turn::Section(Section { part, .. }) => {
                     clocks[part] += elapsed.next().copied().unwrap_or_default();
                 }
+                Turn::Copy { .. } => {}
                 Turn::Signal { part } => signals.push(clocks[part]),
                 Turn::Wait { part, signal } => clocks[part] = clocks[part].max(signals[signal]),
             }
@@ -395,8 +423,9 @@ fn with_steps<T>(steps: &[OwnedStep], take: impl FnOnce(&[GraphStep<'_>]) -> T) 
             OwnedStep::Copy { bytes, .. } => {
                 GraphStep::Copy { to: buffers[0], from: buffers[1], bytes: *bytes }
             }
-            OwnedStep::Launch { program, values, global, local, .. } => {
-                GraphStep::Launch { program, buffers, values, global: *global, local: *local }
+            OwnedStep::Launch { program, outputs, values, global, local, .. } => {
+                let (global, local) = (*global, *local);
+                GraphStep::Launch { program, buffers, outputs, values, global, local }
             }
         })
         .collect();

@@ -335,7 +335,7 @@ impl Engine {
     /// How long the timed work at `fence` ran.
     fn elapsed(&mut self, session: SessionId, fence: Fence) -> Result<Duration, Cause> {
         self.finished(session, fence)?;
-        Ok(self.get_mut(session)?.elapsed(fence))
+        Ok(self.get_mut(session)?.elapsed(fence)?)
     }
 }
 

@@ -109,7 +109,7 @@ impl Engine {
             Err(stop) => return Err(stop),
         };
         let device = session.open_device()?;
-        let program = device.load(&binary)?;
+        let program = device.load(&key.name, &binary)?;
         let fence = device.last();
         Ok(Step::Wait(
             WaitFor::Device { session: at, fence },

@@ -19,7 +19,7 @@ use super::event::EventState;
 use super::graph::GraphState;
 use super::program::{ProgramEntry, ProgramKey};
 use super::{Cause, Engine, Stop, WaitFor};
-use crate::device::{Device, DeviceError, Fence, shared};
+use crate::device::{Device, DeviceError, Fence, Region, shared};
 use crate::wire::Stored;
 use crate::wire::command::{BufferNumber, Command, EventNumber, GraphNumber, SessionKey};
 
@@ -196,8 +196,13 @@ impl Session {
         device.last() > self.completed
     }
 
-    pub(super) fn elapsed(&mut self, fence: Fence) -> Duration {
-        self.device.as_mut().map_or(Duration::ZERO, |device| device.elapsed(fence))
+    /// Whether a graph of this session may copy from that memory.
+    pub(super) fn reaches(&self, from: &Region) -> bool {
+        self.device.as_ref().is_none_or(|device| device.reaches(from))
+    }
+
+    pub(super) fn elapsed(&mut self, fence: Fence) -> Result<Duration, DeviceError> {
+        self.device.as_mut().map_or(Ok(Duration::ZERO), |device| device.elapsed(fence))
     }
 
     /// Keeps staging memory until the device is past `fence`.

@@ -189,7 +189,7 @@ fn device_dropped_in_the_middle_of_work_leaves_nothing() {
     let Some(forever) = object("void f(volatile int* p) { while (!*p) {} }") else { return };
     let rig = Rig::new();
     let mut device = rig.open();
-    let program = device.load(&forever).unwrap();
+    let program = device.load("forever", &forever).unwrap();
     let p = region(&mut device, &vec![0; 33 << 20]);
     for _ in 0..1000 {
         launch(&mut device, &program, &[&p], &[]);

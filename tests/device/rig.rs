@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use outboard::device::isolated::{Isolated, WorkerConfig};
+use outboard::device::remote::{Remote, RemoteConfig};
 use outboard::device::shared::Budget;
 use outboard::device::{Device, DeviceError, Fence, Launch, Program, Region, Source, Span, Status};
 
@@ -35,6 +36,8 @@ pub(crate) struct Books {
 
 pub(crate) struct Rig {
     pub(crate) config: WorkerConfig,
+    /// Of the devices that only workers reach.
+    pub(crate) memory: Arc<Budget>,
     before: Books,
     _alone: MutexGuard<'static, ()>,
 }
@@ -48,7 +51,7 @@ impl Rig {
         let alone = alone();
         let exe = PathBuf::from(env!("CARGO_BIN_EXE_outboard"));
         let budget = Arc::new(Budget::new(64 << 30));
-        let config = WorkerConfig { exe, kernel_time_max, budget };
+        let config = WorkerConfig::of_kernels(exe, kernel_time_max, budget);
         // The threads of the server start with the first worker, and stay.
         let mut first = Isolated::open(&config).unwrap();
         drop(first.alloc(64 << 20).unwrap());
@@ -57,11 +60,28 @@ impl Rig {
         drop(first);
         until("the first worker is gone", || children().is_empty() && memory_mappings() == 0);
         let before = books(&config.budget);
-        Rig { config, before, _alone: alone }
+        let memory = Arc::new(Budget::new(64 << 30));
+        Rig { config, memory, before, _alone: alone }
     }
 
     pub(crate) fn open(&self) -> Isolated {
         Isolated::open(&self.config).unwrap()
+    }
+
+    /// A device that a worker of the test's drives, as `kind` says.
+    pub(crate) fn remote(&self, kind: &str) -> Remote {
+        Remote::open(&self.remote_config(kind)).unwrap()
+    }
+
+    pub(crate) fn remote_config(&self, kind: &str) -> RemoteConfig {
+        let arguments = ["--exact", "remote::worker", "--ignored", "--nocapture"];
+        let worker = WorkerConfig {
+            exe: std::env::current_exe().unwrap(),
+            arguments: arguments.map(Into::into).into(),
+            environment: vec![(crate::remote::KIND.into(), kind.into())],
+            ..self.config.clone()
+        };
+        RemoteConfig { worker, memory: Arc::clone(&self.memory), context_bytes: 1 << 20 }
     }
 
     /// Everything that the devices had is back.
@@ -69,7 +89,7 @@ impl Rig {
         let start = Instant::now();
         loop {
             let now = books(&self.config.budget);
-            if now.is_within(&self.before) {
+            if now.is_within(&self.before) && self.memory.used() == 0 {
                 return;
             }
             assert!(start.elapsed() < DEADLINE, "left: {now:?}, before: {:?}", self.before);
@@ -142,7 +162,7 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Waits as a shard does: arm, poll once more, listen to the doorbell.
-pub(crate) fn wait_status(device: &mut Isolated, fence: Fence) -> Status {
+pub(crate) fn wait_status(device: &mut dyn Device, fence: Fence) -> Status {
     let start = Instant::now();
     loop {
         device.arm(fence);
@@ -156,7 +176,7 @@ pub(crate) fn wait_status(device: &mut Isolated, fence: Fence) -> Status {
 }
 
 /// Sleeps until the doorbell rings or the time is over, and empties it. True where it has ended.
-pub(crate) fn listen(device: &Isolated, most: Duration) -> bool {
+pub(crate) fn listen(device: &dyn Device, most: Duration) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let bell = device.doorbell().unwrap();
     let most = Timespec::try_from(most).unwrap();
@@ -172,12 +192,12 @@ pub(crate) fn listen(device: &Isolated, most: Duration) -> bool {
     }
 }
 
-pub(crate) fn wait(device: &mut Isolated, fence: Fence) {
+pub(crate) fn wait(device: &mut dyn Device, fence: Fence) {
     let status = wait_status(device, fence);
     assert!(status.completed >= fence, "{:?}", status.lost);
 }
 
-pub(crate) fn lost(device: &mut Isolated) -> DeviceError {
+pub(crate) fn lost(device: &mut dyn Device) -> DeviceError {
     let fence = device.last();
     wait_status(device, Fence(fence.0 + 1)).lost.unwrap()
 }
@@ -186,16 +206,23 @@ pub(crate) fn whole(region: &Region) -> Span<'_> {
     Span::new(region, 0, region.bytes()).unwrap()
 }
 
-pub(crate) fn region(device: &mut Isolated, bytes: &[u8]) -> Region {
+pub(crate) fn region(device: &mut dyn Device, bytes: &[u8]) -> Region {
     let region = device.alloc(u64::try_from(bytes.len()).unwrap()).unwrap();
     device.copy_in(whole(&region), Source::Bytes(bytes)).unwrap();
     region
 }
 
-pub(crate) fn read(device: &mut Isolated, region: &Region) -> Vec<u8> {
-    let fence = device.last();
-    wait(device, fence);
-    device.read(whole(region)).unwrap().1.slice().to_vec()
+/// All bytes of a region, piece by piece.
+pub(crate) fn read(device: &mut dyn Device, region: &Region) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some(left) = region.bytes().checked_sub(bytes.len() as u64).filter(|left| *left > 0) {
+        let rest = Span::new(region, bytes.len() as u64, left).unwrap();
+        let (fence, piece) = device.read(rest).unwrap();
+        wait(device, fence);
+        assert!(!piece.slice().is_empty());
+        bytes.extend_from_slice(piece.slice());
+    }
+    bytes
 }
 
 /// A kernel's object, or none where there is no gcc. Asked for before there is a rig.
@@ -228,8 +255,8 @@ pub(crate) fn compile(source: &str) -> Option<Vec<u8>> {
     Some(object)
 }
 
-pub(crate) fn load(device: &mut Isolated, object: &[u8]) -> Program {
-    let program = device.load(object).unwrap();
+pub(crate) fn load(device: &mut dyn Device, object: &[u8]) -> Program {
+    let program = device.load("kernel", object).unwrap();
     let fence = device.last();
     wait(device, fence);
     device.loaded(&program).unwrap();
@@ -237,7 +264,7 @@ pub(crate) fn load(device: &mut Isolated, object: &[u8]) -> Program {
 }
 
 pub(crate) fn launch(
-    device: &mut Isolated,
+    device: &mut dyn Device,
     program: &Program,
     buffers: &[&Region],
     values: &[i32],

@@ -2,7 +2,7 @@
 //!
 //! What it understands of a source is in `core/source.rs`. Options and headers end up as notes in
 //! the binary, because a compiler in a sandbox has no other way to tell what it was given.
-//! `FAKE_NVRTC_VERSION` (13000) and `FAKE_NVRTC_ARCHS` (`75,80,86,89,90,100`) change what it is.
+//! `FAKE_NVRTC_VERSION` (13000) and `FAKE_NVRTC_ARCHS` (`70,75,80,86,89,90,100`) change what it is.
 
 #![allow(dead_code, reason = "each face uses its own part of the machine")]
 #![allow(non_snake_case, reason = "the names are the library's")]
@@ -59,8 +59,7 @@ fn with<T>(program: *mut c_void, run: impl FnOnce(&mut Program) -> Outcome<T>) -
 }
 
 fn archs() -> Vec<c_int> {
-    let list = std::env::var("FAKE_NVRTC_ARCHS");
-    let list = list.unwrap_or_else(|_| "75,80,86,89,90,100".into());
+    let list = fake::setting("ARCHS").unwrap_or_else(|| "70,75,80,86,89,90,100".into());
     list.split(',').filter_map(|arch| arch.parse().ok()).collect()
 }
 

@@ -4,7 +4,9 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::ptr;
 
 use super::driver::{Cuda, Handle, Library, call, ok, packed};
-use super::scenario;
+use super::support::fakes::{self, Watch};
+use super::support::skip::skip;
+use super::{run, scenario};
 
 const FILL: &str = "#include <cuda_fp16.h>\nextern \"C\" __global__ void __launch_bounds__(32) \
                     fill_32(int* a, const int n) {\n  __shared__ float memory[8];\n}";
@@ -213,6 +215,88 @@ fn third_version_of_comgr_counts_differently() {
     let version = [("FAKE_COMGR_VERSION", "3000")];
     let Some(watch) = scenario(&["hip", "comgr"], &version, || compile_for_hip((3, [12, 4, 7])))
     else {
+        return;
+    };
+    watch.assert_clean();
+}
+
+/// Sums of four, through shared memory, and the same in half precision.
+const REAL: &str = "#include <cuda_fp16.h>\n#define INFINITY (__int_as_float(0x7f800000))\n\
+    extern \"C\" __global__ void __launch_bounds__(4) \
+    r_4(float* data0, float* data1, const int n) {\n\
+      __shared__ __align__(16) float temp[4];\n\
+      int lidx0 = threadIdx.x;\n\
+      *(temp+lidx0) = (float)((half)(*(data1+(blockIdx.x*4+lidx0))))*n;\n\
+      __syncthreads();\n\
+      if (lidx0 == 0) {\n\
+        float4 all = *((float4*)(temp));\n\
+        *(data0+blockIdx.x) = (all.x+all.y)+(all.z+all.w);\n\
+      }\n\
+    }";
+
+fn run_real_kernel() {
+    let (code, binary, log) = nvrtc(REAL, &["cuda_fp16.h"], "sm_90");
+    assert_eq!((code, log.as_str()), (0, ""));
+    let cuda = Cuda::start();
+    let (stream, to, from) = (cuda.stream(), cuda.alloc(8), cuda.alloc(32));
+    let (up, down) = (cuda.pinned(8), cuda.pinned(2));
+    for (word, value) in up.iter_mut().zip([0.5_f32, 1.0, 2.0, 4.0, 8.0, 16.0, 0.1, 65504.0]) {
+        *word = value.to_bits().cast_signed();
+    }
+    let image = CString::from_vec_with_nul(binary).expect("a zero byte at its end");
+    let (code, module) = cuda.load(&image);
+    ok(code);
+    let sum = cuda.function(module, "r_4");
+    ok(cuda.copy_in(from, up, stream));
+    let event = cuda.event();
+    ok(call!(cuda.library, cuEventRecord(event => Handle, stream => Handle)));
+    ok(call!(cuda.library, cuEventDestroy_v2(event => Handle)));
+    ok(cuda.launch(sum, (2, 4), &packed(&[to, from], &[2]), stream));
+    ok(cuda.copy_out(down, to, stream));
+    ok(cuda.synchronize(stream));
+    let sums = [down[0], down[1]].map(|bits| f32::from_bits(bits.cast_unsigned()));
+    // A tenth is 0.0999755859375 in half precision.
+    assert_eq!(sums, [15.0, 2.0 * (24.0 + (0.099_975_586 + 65504.0))]);
+    for at in [to, from] {
+        ok(cuda.free(at));
+    }
+    ok(cuda.unpin(up));
+    ok(cuda.unpin(down));
+    cuda.unload(module);
+    cuda.drop_stream(stream);
+    cuda.end();
+}
+
+#[test]
+fn real_kernel_with_a_barrier_computes_where_there_is_a_compiler() {
+    if std::process::Command::new("g++").arg("--version").output().is_err() {
+        skip("real kernels", "there is no g++");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().to_string_lossy().into_owned();
+    let variables = [("FAKE_GPU_NATIVE", path.as_str())];
+    let Some(watch) = scenario(&["cuda", "nvrtc"], &variables, || {
+        run_real_kernel();
+    }) else {
+        return;
+    };
+    watch.assert_clean();
+}
+
+#[test]
+fn library_that_carries_settings_needs_no_environment() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fakes::with_settings("nvrtc", "VERSION=12040;ARCHS=20", folder.path());
+    let watch = Watch::at(vec![folder.path().to_owned()]);
+    let Some(watch) = run(watch, &[], || {
+        let library = Library::open("libnvrtc.so.13");
+        let (mut major, mut minor) = (0, 0);
+        let places = (&raw mut major, &raw mut minor);
+        ok(call!(library, nvrtcVersion(places.0 => *mut c_int, places.1 => *mut c_int)));
+        assert_eq!((major, minor), (12, 4));
+        assert_eq!(nvrtc("", &[], "sm_20").0, 0);
+    }) else {
         return;
     };
     watch.assert_clean();

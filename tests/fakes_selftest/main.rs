@@ -15,6 +15,7 @@ mod driver;
 mod faults;
 mod graphs;
 mod hip;
+mod peers;
 mod rules;
 
 use std::process::{Command, Stdio};

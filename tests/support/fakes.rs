@@ -21,6 +21,9 @@ const LIBRARIES: [(&str, &str); 4] = [
     ("comgr", "libamd_comgr.so.2"),
 ];
 
+/// What NVRTC's users find beside it.
+const HEADERS: [&str; 4] = ["cuda_fp16.h", "cuda_fp16.hpp", "cuda_bf16.h", "cuda_bf16.hpp"];
+
 /// The folder of one library, such as `cuda` or `nvrtc`.
 pub(crate) fn folder(library: &str) -> PathBuf {
     built().join(library)
@@ -52,6 +55,22 @@ pub(crate) fn without(library: &str, symbol: &str, into: &Path) {
     fs::write(into.join(name), bytes).expect("a test's own folder is writable");
 }
 
+/// Writes a copy of a library into `into` that carries settings, such as `VERSION=12000`, for
+/// processes that do not get their parent's environment: names as in `FAKE_NVRTC_VERSION` without
+/// what stands in front, separated by semicolons.
+pub(crate) fn with_settings(library: &str, settings: &str, into: &Path) {
+    let file = file(library);
+    let mut bytes = fs::read(&file).expect("a library that was built is readable");
+    let mark = b"fake library's own settings:";
+    let room: Vec<u8> = mark.iter().copied().chain([0; 256]).collect();
+    let at = bytes.windows(room.len()).position(|window| window == room);
+    let at = at.expect("every fake has room for settings") + mark.len();
+    assert!(settings.len() < 256, "{settings} is too long");
+    bytes[at..at + settings.len()].copy_from_slice(settings.as_bytes());
+    let name = file.file_name().expect("libraries have names");
+    fs::write(into.join(name), bytes).expect("a test's own folder is writable");
+}
+
 /// Where all fakes are, after building those that are older than their sources.
 fn built() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
@@ -63,6 +82,13 @@ fn built() -> &'static Path {
         // Other test binaries may build at the same time.
         flock(&lock, FlockOperation::LockExclusive).expect("a file can be locked");
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fakes");
+        // A toolkit has them in a folder beside that of its libraries. They hold nothing, because
+        // the fake compiler knows half and bfloat16 by itself.
+        let headers = folder.join("include");
+        fs::create_dir_all(&headers).expect("target is writable");
+        for path in HEADERS.map(|name| headers.join(name)).iter().filter(|path| !path.exists()) {
+            fs::write(path, "// half and bfloat16\n").expect("target is writable");
+        }
         let newest = newest(&sources);
         for (source, name) in LIBRARIES {
             let library = folder.join(source).join(name);
@@ -123,6 +149,13 @@ impl Watch {
     /// For processes that look for libraries in these folders.
     pub(crate) fn at(libraries: Vec<PathBuf>) -> Watch {
         let folder = tempfile::tempdir().expect("a folder for the test's own files");
+        Watch { folder, libraries }
+    }
+
+    /// For processes that may write nothing but devices and shared memory.
+    pub(crate) fn of_confined(libraries: &[&str]) -> Watch {
+        let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in shared memory");
+        let libraries = libraries.iter().map(|library| self::folder(library)).collect();
         Watch { folder, libraries }
     }
 

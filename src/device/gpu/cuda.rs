@@ -268,9 +268,14 @@ impl Driver for Cuda {
         check(unsafe { (self.calls.cuCtxCreate_v2)(&mut context, flags, device) })?;
         let mut popped = ptr::null_mut();
         // SAFETY: the context that was made is on top of this thread's stack; `popped` takes it.
-        check(unsafe { (self.calls.cuCtxPopCurrent_v2)(&mut popped) })?;
+        let popped = check(unsafe { (self.calls.cuCtxPopCurrent_v2)(&mut popped) });
         // SAFETY: the context was made just now.
-        check(unsafe { (self.calls.cuCtxSetCurrent)(context) })?;
+        let set = || check(unsafe { (self.calls.cuCtxSetCurrent)(context) });
+        if let Err(code) = popped.and_then(|()| set()) {
+            // SAFETY: the context was made just now, and nobody else knows of it.
+            let _ = check(unsafe { (self.calls.cuCtxDestroy_v2)(context) });
+            return Err(code);
+        }
         handle(context).map(Context)
     }
 

@@ -1,21 +1,57 @@
 //! GPUs, through their vendors' drivers.
 //!
+//! One implementation for all: CUDA and HIP differ in the table of driver calls, and in what is
+//! compiled for them.
+//!
+//! Each session has a context of its own. What was weighed: a context has a share of the device's
+//! memory of its own (some hundred megabytes with CUDA), and takes some tenths of a second to make;
+//! for that its memory, code and streams end with it whatever state they are in, a kernel that does
+//! not end can be ended without the others, and no kernel of one session can name memory of
+//! another's by mistake. Open is whether a context survives a fault in another one of the same
+//! process: CUDA's manual says of most faults that the process has to end. Where sessions must
+//! survive each other's faults each has a process (`apart`). HIP has one context for all
+//! sessions of a device, and with it none of these walls.
+//!
+//! Nothing here blocks the caller: work is queued in streams, and what takes long (to make a
+//! context, to load a program, to carry gigabytes out of the server's memory) is done by a thread
+//! that each device has.
+//!
 //! Reading order: `driver` (the table of calls), `loading` (finding the libraries), `cuda` and
-//! `hip` (the tables).
+//! `hip` (the tables), `renderer` (what clients are told); `handles` (owned, safe), `clerk` (the
+//! thread) and `closing` (its last work); `queue` (streams, order, completion), `memory`,
+//! `staging`, `launch`, `watch`, `signal`; `device`, `transfer`, `graph`; `apart` (in processes of
+//! their own); [`GpuPlatform`].
 
-#![cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the calls of the table are for the device to make")
-)]
-
+mod apart;
+mod clerk;
+mod closing;
 mod cuda;
+mod device;
 mod driver;
+mod graph;
+mod handles;
 mod hip;
+mod launch;
 mod loading;
+mod memory;
+mod platform;
+mod queue;
+mod renderer;
+mod signal;
+mod staging;
 #[cfg(test)]
 mod tables;
+mod transfer;
+mod watch;
 
+pub use apart::{WorkersConfig, drive};
+pub use clerk::settle;
+pub use device::GpuDevice;
 pub use loading::{Absent, Vendor};
+pub(super) use memory::{Allocation, Entry};
+pub use platform::{GpuConfig, GpuPlatform};
+pub use renderer::CudaSource;
+pub(super) use signal::Signal;
 
 /// What is there of a vendor's, in words: the driver, then a line for each device.
 ///
@@ -23,9 +59,12 @@ pub use loading::{Absent, Vendor};
 ///
 /// Says why its devices cannot be used.
 pub fn describe(vendor: Vendor) -> Result<Vec<String>, &'static Absent> {
-    let loaded = match vendor {
+    loaded(vendor).map(loading::describe)
+}
+
+fn loaded(vendor: Vendor) -> Result<&'static loading::Loaded, &'static Absent> {
+    match vendor {
         Vendor::Amd => hip::load(),
         Vendor::Nvidia => cuda::load(),
-    }?;
-    Ok(loading::describe(loaded))
+    }
 }

@@ -22,7 +22,7 @@ pub enum CudaSource {
 
 /// The renderer for a CUDA device of an architecture such as `sm_90`.
 #[must_use]
-pub fn cuda(arch: &str, choice: CudaSource, has_nvrtc: bool) -> Renderer {
+pub(super) fn cuda(arch: &str, choice: CudaSource, has_nvrtc: bool) -> Renderer {
     let arch = literal(arch);
     if choice == CudaSource::Ptx || (choice == CudaSource::Any && !has_nvrtc) {
         let (module, class) = ("tinygrad.renderer.ptx", "PTXRenderer");
@@ -34,7 +34,7 @@ pub fn cuda(arch: &str, choice: CudaSource, has_nvrtc: bool) -> Renderer {
 
 /// The renderer for a HIP device of an architecture such as `gfx90a:sramecc+:xnack-`.
 #[must_use]
-pub fn hip(arch: &str) -> Renderer {
+pub(super) fn hip(arch: &str) -> Renderer {
     let arch = literal(matrix_arch(arch));
     let (module, class) = ("tinygrad.renderer.cstyle", "HIPRenderer");
     Renderer { module, class, arguments: format!("({arch},)") }

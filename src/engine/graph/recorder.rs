@@ -2,7 +2,8 @@
 //!
 //! Owns: what waits for what between devices. Inside a section its device keeps the order.
 //!
-//! A copy between devices is a step of the destination's. It needs the source's steps so far, and
+//! A copy between devices is a step of the destination's, or a turn of its own where its graphs do
+//! not reach that memory. It needs the source's steps so far, and
 //! what the source does next, which might overwrite what is copied, comes only after it. A section
 //! ends where that makes its device signal or wait, and nowhere else: a signal comes as late as it
 //! can, before the next step that nobody waits for, so that several copies in a row have one; and
@@ -16,6 +17,7 @@ use std::rc::Rc;
 
 use super::{BoundInteger, GraphState, Origin, OwnedBuffer, OwnedStep, Section, Turn};
 use crate::device::GraphInt;
+use crate::engine::buffer::Buffer;
 use crate::engine::program::{dimension, kernel_value};
 use crate::engine::session::SessionId;
 use crate::engine::{Cause, Engine};
@@ -111,7 +113,11 @@ impl Recorder {
             .collect::<Result<_, _>>()?;
         let global = self.sizes("global size", item.global.as_ref(), &fixed)?;
         let local = self.sizes("local size", item.local.as_ref(), &fixed)?;
-        self.push_step(part, OwnedStep::Launch { program, buffers, values, global, local });
+        // A position that is none says as little as none at all.
+        let outputs = item.outputs.iter().map(|at| usize::try_from(*at).unwrap_or(usize::MAX));
+        let outputs = outputs.collect();
+        let step = OwnedStep::Launch { program, buffers, outputs, values, global, local };
+        self.push_step(part, step);
         Ok(())
     }
 
@@ -150,9 +156,17 @@ impl Recorder {
             self.wait_for_readers(destination);
             self.settle(destination);
         }
-        let to = self.buffer(engine, destination, to_session, to_number)?;
-        let from = self.buffer(engine, destination, from_session, from_number)?;
-        self.push_step(destination, OwnedStep::Copy { to, from, bytes });
+        if source == destination || engine.get(to_session)?.reaches(&from.region) {
+            let to = self.buffer(engine, destination, to_session, to_number)?;
+            let from = self.buffer(engine, destination, from_session, from_number)?;
+            self.push_step(destination, OwnedStep::Copy { to, from, bytes });
+        } else {
+            self.end_section(destination);
+            let to = self.graph_buffer((to_session, to_number), to);
+            let from = self.graph_buffer((from_session, from_number), from);
+            self.graph.turns.push(Turn::Copy { part: destination, source, to, from, bytes });
+            self.parts[destination].signalled = None;
+        }
         if source != destination {
             self.parts[destination].sources.push(source);
             self.parts[source].readers.push(destination);
@@ -256,6 +270,14 @@ impl Recorder {
             return Ok(OwnedBuffer::Input(index));
         }
         Ok(OwnedBuffer::Fixed(engine.get(session)?.buffer(number)?.clone()))
+    }
+
+    /// A buffer as a turn between sections sees it.
+    fn graph_buffer(&self, name: (SessionId, BufferNumber), buffer: &Buffer) -> OwnedBuffer {
+        match self.inputs.get(&name) {
+            Some(position) => OwnedBuffer::Input(*position),
+            None => OwnedBuffer::Fixed(buffer.clone()),
+        }
     }
 
     fn variable(

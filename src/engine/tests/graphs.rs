@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{Bench, GRAPH, OUT, RUN, parse, with_graph};
+use super::{Bench, GRAPH, OUT, READY, RUN, parse, with_graph};
 use crate::device::Fence;
 use crate::engine::session::Session;
 use crate::engine::{Progress, Reply};
@@ -124,6 +124,23 @@ fn section_ends_only_where_devices_meet() {
 }
 
 #[test]
+fn copy_out_of_a_graphs_reach_is_made_between_its_sections() {
+    let mut bench = Bench::new();
+    bench.control.keep_apart();
+    bench.ok(&format!(
+        "{READY}, BufferAlloc(2, 4, $spec, session=$a), BufferAlloc(3, 5, $spec, session=$a), \
+         BufferAlloc(1, 4, $spec, session=$b), {GRAPH}"
+    ));
+    bench.ok(&RUN.replace("$a, 1", "$a, 3"));
+    assert_eq!(bench.ok("CopyOut(3, session=$a)"), [2; 5]);
+    assert_eq!(bench.ok("CopyOut(1, session=$b)"), [1; 4]);
+    assert_eq!(bench.ok("CopyOut(2, session=$a)"), [1; 4]);
+    let text = bench.ok(&RUN.replace("False", "True"));
+    assert_eq!(text, b"2e-06");
+    assert_eq!(bench.ok(OUT), [3, 4, 5, 6]);
+}
+
+#[test]
 fn run_that_finds_no_room_goes_on_later_in_order() {
     let mut bench = with_graph();
     bench.control.hold();
@@ -201,13 +218,19 @@ proptest! {
     fn devices_at_any_speed_do_what_one_device_would(
         items in prop::collection::vec(item(), 1..20),
         speeds in prop::collection::vec(0..NAMES.len(), 1..50),
+        apart in any::<bool>(),
+        input in place(),
     ) {
         let (mut bench, mut expected) = with_buffers();
-        bench.ok(&graph(&items));
+        if apart {
+            bench.control.keep_apart();
+        }
+        let input = format!("({}, {})", NAMES[input.0], input.1);
+        bench.ok(&graph(&items).replace("(), {}, session", &format!("({input},), {{}}, session")));
         bench.control.hold();
         // The second run may begin on one device while the first still runs on another.
         for _ in 0..2 {
-            bench.ok("GraphExec(1, (), {}, False, session=$a)");
+            bench.ok(&format!("GraphExec(1, ({input},), {{}}, False, session=$a)"));
             items.iter().for_each(|item| item.run(&mut expected));
         }
         for device in speeds.into_iter().cycle().take(500) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::clock::Touch;
 use super::files::{report, trace};
 use super::image::Kernel;
-use super::kernel::{Launch, Work};
+use super::kernel::{Launch, Native, Work};
 use super::memory::{Memory, Miss, Pool};
 use super::stream::{Action, HostFunction, Progress};
 use super::{Code, Gpu, Outcome, State, code, size};
@@ -478,7 +478,7 @@ impl State {
     /// Checks a launch and makes it work.
     fn kernel_work(&mut self, request: Request) -> Outcome<Work> {
         let function = self.functions.get(request.function)?;
-        let (owner, module) = (function.context, function.module);
+        let (owner, module, entry) = (function.context, function.module, function.entry);
         let (kernel, dynamic_max) = (Arc::clone(&function.kernel), function.shared_bytes_max);
         self.right_context("function", request.function, owner)?;
         check_limits(&request, &kernel, dynamic_max)?;
@@ -496,7 +496,9 @@ impl State {
             format!("# kernel {name} grid={grid:?} block={block:?} {pointers:x?} {ints:?}")
         });
         let name = kernel.name.as_str().into();
-        let launch = Launch { name, module, pointers, ints, threads };
+        let Request { grid, block, arguments, .. } = request;
+        let native = entry.map(|entry| Native { entry, grid, block, arguments });
+        let launch = Launch { name, module, pointers, ints, threads, native };
         self.check_pointers(&launch)?;
         Ok(Work::Kernel(launch))
     }

@@ -1,5 +1,9 @@
 //! What the environment asks of the fake: devices, sizes, order of execution, injected errors.
+//!
+//! A process may have been started without its parent's environment. For that, a copy of a library
+//! can carry settings of its own: text such as `VERSION=12000;ARCHS=75,80` behind a mark in it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What a fault takes with it.
@@ -45,16 +49,43 @@ pub(super) struct Config {
     pub(super) pools: bool,
     pub(super) integrated: bool,
     pub(super) hang_blocks: bool,
+    /// Where real kernels are compiled to, if they are.
+    pub(super) native: Option<PathBuf>,
     pub(super) failures: Vec<Failure>,
 }
 
-/// The value of `FAKE_<face>_<name>`, else of `FAKE_GPU_<name>`. A compiler's version is its own.
-fn text(name: &str) -> Option<String> {
+/// The mark, and room for settings behind it.
+#[used]
+static SETTINGS: [u8; 512] = {
+    let mark = b"fake library's own settings:";
+    let mut bytes = [0; 512];
+    let mut at = 0;
+    while at < mark.len() {
+        bytes[at] = mark[at];
+        at += 1;
+    }
+    bytes
+};
+
+/// A setting that the library itself carries.
+fn carried(name: &str) -> Option<String> {
+    // Not what the compiler saw: the file may have been changed since.
+    let bytes = std::hint::black_box(&SETTINGS);
+    let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0');
+    let (_, settings) = text.split_once(':')?;
+    let mut pairs = settings.split(';').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
+}
+
+/// The value of `FAKE_<face>_<name>`, else of `FAKE_GPU_<name>`, else the library's own. A
+/// compiler's version is its own.
+pub(super) fn text(name: &str) -> Option<String> {
     let value = |prefix: &str| {
         std::env::var(format!("FAKE_{prefix}_{name}")).ok().filter(|text| !text.is_empty())
     };
     let is_shared = crate::FACE.is_driver || name != "VERSION";
-    value(crate::FACE.variables).or_else(|| value("GPU").filter(|_| is_shared))
+    let shared = || value("GPU").filter(|_| is_shared);
+    value(crate::FACE.variables).or_else(shared).or_else(|| carried(name))
 }
 
 fn number(name: &str, default: u64) -> u64 {
@@ -92,6 +123,7 @@ impl Config {
             pools: flag("POOLS", true),
             integrated: flag("INTEGRATED", false),
             hang_blocks: flag("HANG_BLOCKS", false),
+            native: text("NATIVE").map(PathBuf::from),
             failures: text("FAIL")
                 .map_or_else(Vec::new, |list| list.split(',').map(failure).collect()),
         }

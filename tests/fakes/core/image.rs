@@ -25,6 +25,8 @@ pub(crate) struct Image {
     pub(crate) kernels: Vec<Kernel>,
     /// What the compiler was told: options and headers, for tests to look at.
     pub(crate) notes: Vec<String>,
+    /// What was compiled, for a machine that runs real kernels.
+    pub(crate) source: String,
 }
 
 pub(crate) const MAGIC: &[u8] = b"\x7fELF fake device code\n";
@@ -80,6 +82,11 @@ impl Image {
         for note in &self.notes {
             text += &format!("note {note}\n");
         }
+        text += "source ";
+        for byte in self.source.bytes() {
+            text += &format!("{byte:02x}");
+        }
+        text.push('\n');
         bytes.extend_from_slice(text.as_bytes());
         bytes.extend_from_slice(b"end\n\0");
         bytes
@@ -94,12 +101,19 @@ impl Image {
             match line.split_once(' ')? {
                 ("arch", arch) => image.arch = arch.to_owned(),
                 ("note", note) => image.notes.push(note.to_owned()),
+                ("source", source) => image.source = from_hex(source)?,
                 ("kernel", kernel) => image.kernels.push(kernel_of(kernel)?),
                 _ => return None,
             }
         }
         Some(image)
     }
+}
+
+fn from_hex(text: &str) -> Option<String> {
+    let byte = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+    let bytes = text.as_bytes().chunks(2).map(byte).collect::<Option<Vec<u8>>>()?;
+    String::from_utf8(bytes).ok()
 }
 
 fn kernel_of(line: &str) -> Option<Kernel> {

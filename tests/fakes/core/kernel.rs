@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::clock::Touch;
 use super::files::report;
 use super::memory::Memory;
+use super::native::Entry;
 use super::{Code, Outcome, code, size};
 
 /// A kernel's name and what it was given.
@@ -16,6 +17,16 @@ pub(super) struct Launch {
     pub(super) pointers: Vec<u64>,
     pub(super) ints: Vec<i32>,
     pub(super) threads: u64,
+    pub(super) native: Option<Native>,
+}
+
+/// A real kernel with its sizes and arguments.
+#[derive(Clone, Debug)]
+pub(super) struct Native {
+    pub(super) entry: Entry,
+    pub(super) grid: [u32; 3],
+    pub(super) block: [u32; 3],
+    pub(super) arguments: Vec<u8>,
 }
 
 #[derive(Clone, Debug)]
@@ -197,6 +208,13 @@ fn run(launch: &Launch, memory: &mut Memory) -> Outcome<()> {
         Behaviour::Unknown => {
             for &at in pointers {
                 memory.reach(at, 1).ok_or(code::ILLEGAL_ADDRESS)?;
+            }
+            if let Some(native) = &launch.native {
+                let Native { entry, grid, block, arguments } = native;
+                // SAFETY: the arguments were checked against the kernel's parameters, and devices'
+                // memory is where its addresses say. That the kernel stays inside of it is up to
+                // the test.
+                unsafe { entry(arguments.as_ptr(), grid.as_ptr(), block.as_ptr()) };
             }
             return Ok(());
         }

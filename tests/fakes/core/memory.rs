@@ -6,10 +6,27 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::{c_int, c_void};
 
 use super::clock::{History, Touch};
 use super::files::report;
 use super::{Code, Outcome, code, size};
+
+unsafe extern "C" {
+    fn mmap(
+        at: *mut c_void,
+        bytes: usize,
+        protection: c_int,
+        flags: c_int,
+        file: c_int,
+        from: i64,
+    ) -> *mut c_void;
+    fn munmap(at: *mut c_void, bytes: usize) -> c_int;
+}
+
+const READ_WRITE: c_int = 3;
+/// `MAP_PRIVATE`, `MAP_ANONYMOUS`, `MAP_NORESERVE` and `MAP_FIXED_NOREPLACE`.
+const PRIVATE_AT_ADDRESS: c_int = 0x2 | 0x20 | 0x4000 | 0x10_0000;
 
 /// What fresh memory is filled with.
 const PATTERN: u8 = 0xA5;
@@ -18,7 +35,10 @@ const FILL_BYTES_MAX: usize = 64 << 20;
 const FILL_END_BYTES: usize = 1 << 20;
 /// Between the addresses of two devices.
 const DEVICE_STRIDE: u64 = 1 << 40;
-const ALIGNMENT: u64 = 512;
+const ALIGNMENT: u64 = 4096;
+/// Where the first device's addresses begin if kernels really use them: the host has nothing there.
+const DIRECT_ADDRESSES: u64 =
+    if crate::FACE.has_contexts { 0x1000_0000_0000 } else { 0x2000_0000_0000 };
 /// At least so much lies between two allocations.
 const GAP_BYTES: u64 = 4096;
 
@@ -27,6 +47,8 @@ const GAP_BYTES: u64 = 4096;
 struct Bytes {
     at: *mut u8,
     layout: Layout,
+    /// Mapped to an address of its own.
+    is_mapped: bool,
 }
 
 // SAFETY: the bytes belong to the value alone and are reached under the lock of the whole machine.
@@ -40,25 +62,44 @@ impl Bytes {
         if at.is_null() {
             return None;
         }
+        Bytes { at, layout, is_mapped: false }.filled()
+    }
+
+    /// Bytes at an address that nothing else has.
+    fn at(address: u64, bytes: u64) -> Option<Bytes> {
+        let layout = Layout::from_size_align(size(bytes).max(1), 4096).ok()?;
+        let wanted = std::ptr::with_exposed_provenance_mut(size(address));
+        // SAFETY: the kernel maps fresh memory where nothing is, or refuses.
+        let at = unsafe { mmap(wanted, layout.size(), READ_WRITE, PRIVATE_AT_ADDRESS, -1, 0) };
+        (at == wanted).then_some(Bytes { at: at.cast(), layout, is_mapped: true })?.filled()
+    }
+
+    fn filled(self) -> Option<Bytes> {
+        let at = self.at;
         let fill = |from: usize, count: usize| {
             // SAFETY: the callers below stay inside the allocation.
             let place = unsafe { at.add(from) };
             // SAFETY: as above, and it is nobody else's yet.
             unsafe { place.write_bytes(PATTERN, count) };
         };
-        let bytes = layout.size();
+        let bytes = self.layout.size();
         if bytes <= FILL_BYTES_MAX {
             fill(0, bytes);
         } else {
             fill(0, FILL_END_BYTES);
             fill(bytes - FILL_END_BYTES, FILL_END_BYTES);
         }
-        Some(Bytes { at, layout })
+        Some(self)
     }
 }
 
 impl Drop for Bytes {
     fn drop(&mut self) {
+        if self.is_mapped {
+            // SAFETY: it was mapped with this size, and nobody uses it any more.
+            unsafe { munmap(self.at.cast(), self.layout.size()) };
+            return;
+        }
         // SAFETY: it was allocated with this layout and is freed once.
         unsafe { dealloc(self.at, self.layout) };
     }
@@ -120,6 +161,10 @@ pub(super) enum Miss {
 
 #[derive(Debug)]
 pub(super) struct Memory {
+    /// Where the first device's addresses begin.
+    base: u64,
+    /// The bytes of an allocation are at its address.
+    is_direct: bool,
     devices: Vec<Device>,
     bytes_max: u64,
     pub(super) live: BTreeMap<u64, Allocation>,
@@ -131,12 +176,15 @@ pub(super) struct Memory {
 const FREED_MAX: usize = 1 << 16;
 
 impl Memory {
-    pub(super) fn new(devices: usize, bytes_max: u64) -> Memory {
+    pub(super) fn new(devices: usize, bytes_max: u64, is_direct: bool) -> Memory {
+        let base = if is_direct { DIRECT_ADDRESSES } else { crate::FACE.addresses };
         let device = |index: usize| Device {
-            next: crate::FACE.addresses + DEVICE_STRIDE * index as u64 + ALIGNMENT,
+            next: base + DEVICE_STRIDE * index as u64 + ALIGNMENT,
             used_bytes: 0,
         };
         Memory {
+            base,
+            is_direct,
             devices: (0..devices).map(device).collect(),
             bytes_max,
             live: BTreeMap::new(),
@@ -168,9 +216,10 @@ impl Memory {
         if bytes > self.free_bytes(device) {
             return Err(code::OUT_OF_MEMORY);
         }
-        let store = Bytes::new(bytes).ok_or(code::OUT_OF_MEMORY)?;
+        let at = self.devices[device].next;
+        let store = if self.is_direct { Bytes::at(at, bytes) } else { Bytes::new(bytes) };
+        let store = store.ok_or(code::OUT_OF_MEMORY)?;
         let place = &mut self.devices[device];
-        let at = place.next;
         place.next = (at + bytes + GAP_BYTES).next_multiple_of(ALIGNMENT);
         place.used_bytes += bytes;
         let history = History::default();
@@ -218,7 +267,7 @@ impl Memory {
 
     /// Whose addresses these are.
     pub(super) fn device_of(&self, at: u64) -> Option<usize> {
-        let from = at.checked_sub(crate::FACE.addresses)?;
+        let from = at.checked_sub(self.base)?;
         let index = usize::try_from(from / DEVICE_STRIDE).ok()?;
         (index < self.devices.len()).then_some(index)
     }

@@ -35,7 +35,7 @@
 //! | `hang` | never ends; the destruction of its context ends it |
 //! | `illegal_address`, `misaligned`, `assert_fails` | that fault |
 //! | `illegal_instruction`, `ecc_error`, `launch_timeout` | that fault |
-//! | any other | nothing, after a look at the first byte behind each pointer |
+//! | any other | what its source says, if [`native`] is on; else a look at each pointer's byte |
 
 pub(crate) mod calls;
 mod clock;
@@ -48,6 +48,7 @@ pub(crate) mod image;
 mod kernel;
 mod memory;
 mod module;
+mod native;
 mod objects;
 pub(crate) mod source;
 mod stream;
@@ -176,7 +177,7 @@ impl State {
             is_initialised: false,
             random: config.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
             host: Clock::default(),
-            memory: Memory::new(config.devices, config.memory_bytes),
+            memory: Memory::new(config.devices, config.memory_bytes, config.native.is_some()),
             contexts: Table::new(Kind::Context),
             streams: Table::new(Kind::Stream),
             events: Table::new(Kind::Event),
@@ -371,6 +372,11 @@ impl State {
         }
         self.drop_work(context, Instant::now());
     }
+}
+
+/// A setting from the environment or from the library itself.
+pub(crate) fn setting(name: &str) -> Option<String> {
+    config::text(name)
 }
 
 /// A size of the host's, which has 64 bits.

@@ -1,6 +1,9 @@
 //! Loading of modules: binaries of the fake compilers, and PTX text.
 
+use std::path::PathBuf;
+
 use super::image::{Image, MAGIC, PtxError, ptx};
+use super::native::Library;
 use super::{Code, Outcome, State, code};
 
 /// No image is longer.
@@ -28,7 +31,14 @@ impl State {
         // SAFETY: these bytes have just been read.
         let bytes = unsafe { std::slice::from_raw_parts(image, count) };
         let image = self.image(bytes)?;
-        self.module_add(image).map_err(silent)
+        let is_real = |folder: &&PathBuf| !image.source.is_empty() && folder.is_absolute();
+        let library = match self.config.native.as_ref().filter(is_real) {
+            Some(folder) => {
+                Some(Library::build(&image, folder).map_err(|log| (code::NO_BINARY_FOR_GPU, log))?)
+            }
+            None => None,
+        };
+        self.module_add(image, library).map_err(silent)
     }
 
     fn image(&self, bytes: &[u8]) -> Result<Image, (Code, String)> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::files::{CALL, ledger, report};
 use super::image::{Image, Kernel};
+use super::native::{Entry, Library};
 use super::stream::{Action, Point, Stream};
 use super::{CHANGED, CURRENT, Code, Gpu, Outcome, STATE, State, code};
 
@@ -35,6 +36,7 @@ pub(super) struct Event {
 pub(super) struct Module {
     pub(super) context: u64,
     pub(super) image: Image,
+    pub(super) library: Option<Library>,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub(super) struct Function {
     pub(super) context: u64,
     pub(super) module: u64,
     pub(super) kernel: Arc<Kernel>,
+    /// What really runs.
+    pub(super) entry: Option<Entry>,
     /// Dynamic shared memory that was opted in to.
     pub(super) shared_bytes_max: u32,
 }
@@ -246,6 +250,11 @@ impl Gpu {
                 state.streams_of(context).iter().all(idle).then_some(())
             });
         }
+        // What a host function uses is there until it returns.
+        self.wait_until(|state| {
+            let calls = |stream: &u64| state.streams.find(*stream).is_some_and(Stream::is_calling);
+            (!state.streams_of(context).iter().any(calls)).then_some(())
+        });
         self.end_context(context)?;
         CURRENT.with_borrow_mut(|stack| stack.retain(|&current| current != context));
         Ok(())
@@ -382,9 +391,9 @@ impl State {
 
 // Modules.
 impl State {
-    pub(crate) fn module_add(&mut self, image: Image) -> Outcome<u64> {
+    pub(super) fn module_add(&mut self, image: Image, library: Option<Library>) -> Outcome<u64> {
         let context = self.context()?;
-        Ok(self.modules.add(Module { context, image }))
+        Ok(self.modules.add(Module { context, image, library }))
     }
 
     pub(crate) fn module_unload(&mut self, module: u64) -> Outcome<()> {
@@ -400,11 +409,18 @@ impl State {
 
     pub(crate) fn module_function(&mut self, module: u64, name: &str) -> Outcome<u64> {
         let context = self.context()?;
-        let Module { context: owner, image } = self.modules.get(module)?;
+        let Module { context: owner, image, library } = self.modules.get(module)?;
+        let entry = library.and_then(|library| library.entry(name));
         let kernel = image.kernels.iter().find(|kernel| kernel.name == name).cloned();
         self.right_context("module", module, *owner)?;
         let kernel = Arc::new(kernel.ok_or(code::NOT_FOUND)?);
-        Ok(self.functions.add(Function { context, module, kernel, shared_bytes_max: 48 << 10 }))
+        Ok(self.functions.add(Function {
+            context,
+            module,
+            kernel,
+            entry,
+            shared_bytes_max: 48 << 10,
+        }))
     }
 }
 

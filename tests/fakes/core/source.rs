@@ -35,6 +35,7 @@ impl Job<'_> {
         }
         self.check(&code)?;
         let mut image = Image { arch: self.arch.to_owned(), ..Image::default() };
+        image.source = self.source.to_owned();
         image.kernels = kernels(&code).map_err(|at| {
             self.error(&code, at, "expected the name of a kernel and its parameters")
         })?;

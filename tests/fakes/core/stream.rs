@@ -132,6 +132,11 @@ impl Stream {
         }
     }
 
+    /// Whether a host function of the stream runs now.
+    pub(super) fn is_calling(&self) -> bool {
+        self.in_host_function
+    }
+
     fn readiness(&self, now: Instant) -> Readiness {
         if self.in_host_function {
             return Readiness::Blocked;

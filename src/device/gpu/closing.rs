@@ -1,0 +1,93 @@
+//! The end of a device: everything goes back to the driver, on a thread that may wait.
+//!
+//! Owns: [`Remains`] (all that a device had) and the order in which it goes. Absent: the context's
+//! own end as a rule, which comes with the last of what was made in it, on the same thread.
+//!
+//! Memory must not go to anybody else while a kernel may still write there. So the work is waited
+//! for, as long as a kernel may run. After that the context is ended with the work in it. Where
+//! that cannot be done (HIP has one context for all) nothing is given back: it stays taken until
+//! the server ends, which the log says.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::clerk::{Lent, Uploader};
+use super::driver::DevicePointer;
+use super::handles::{Context, Event, Pinned, Pool, Stream};
+
+/// What a device had. Dropped in this order once the work is done.
+pub(super) struct Remains {
+    /// Graphs and programs.
+    pub(super) left: Vec<Box<dyn Any + Send>>,
+    pub(super) events: Vec<Event>,
+    pub(super) lent: Vec<Arc<Lent>>,
+    pub(super) pinned: Vec<Pinned>,
+    pub(super) memory: Vec<DevicePointer>,
+    pub(super) pool: Option<Pool>,
+    pub(super) streams: Vec<Stream>,
+    /// How long its work may take yet.
+    pub(super) patience: Duration,
+}
+
+/// Pauses between two looks at work that does not end, from the first to the longest.
+const PAUSE_MIN: Duration = Duration::from_micros(50);
+const PAUSE_MAX: Duration = Duration::from_millis(10);
+
+pub(super) fn close(context: &Arc<Context>, remains: Remains, uploader: Option<Uploader>) {
+    if settle(&remains, uploader.as_ref()) {
+        give_back(context, remains);
+        return;
+    }
+    if context.end() {
+        return;
+    }
+    tracing::warn!(
+        allocations = remains.memory.len(),
+        "work of a session does not end: its memory stays taken until the server ends"
+    );
+    std::mem::forget((remains, uploader));
+}
+
+/// Waits until nothing is under way. False where that takes too long. A stream that fails is done:
+/// nothing runs in a context that is lost.
+fn settle(remains: &Remains, uploader: Option<&Uploader>) -> bool {
+    let uploads = uploader.into_iter().flat_map(Uploader::streams);
+    let streams: Vec<&Stream> = remains.streams.iter().chain(uploads).collect();
+    let start = Instant::now();
+    let mut pause = PAUSE_MIN;
+    for stream in streams {
+        while !stream.is_done().unwrap_or(true) {
+            if start.elapsed() >= remains.patience {
+                return false;
+            }
+            // Nobody unparks this thread: it is a pause.
+            std::thread::park_timeout(pause);
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+    true
+}
+
+/// Frees the memory behind all work, then all else. What a lost context answers does not matter: it
+/// takes with it what could not be freed.
+fn give_back(context: &Arc<Context>, remains: Remains) {
+    let Remains { left, events, lent, pinned, memory, pool, streams, .. } = remains;
+    drop((left, events));
+    for at in memory {
+        let freed = match (&pool, streams.first()) {
+            (Some(pool), Some(stream)) => pool.free(at, stream),
+            _ => context.free(at),
+        };
+        if let Err(trouble) = freed {
+            let why = context.driver().describe(trouble.code);
+            tracing::debug!(why, "memory not freed: it goes with its context");
+        }
+    }
+    for stream in &streams {
+        if let Err(trouble) = stream.synchronize() {
+            tracing::debug!(why = context.driver().describe(trouble.code), "stream not settled");
+        }
+    }
+    drop((lent, pinned, pool, streams));
+}

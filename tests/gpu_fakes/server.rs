@@ -1,0 +1,105 @@
+//! The whole server on the fakes: a client's batches, from the compiler to the bytes that come
+//! back.
+
+use crate::support::client::Client;
+use crate::support::fakes::Watch;
+use crate::support::{Server, ServerBuilder};
+
+const SOURCES: [(&str, &str, &str); 2] = [
+    ("cuda", "nvrtc", "extern \"C\" __global__ void increment_i32(int* data0) {}"),
+    ("hip", "comgr", "extern \"C\" __attribute__((global)) void increment_i32(int* data0) {}"),
+];
+
+fn server(device: &str, isolation: &str, watch: &Watch) -> ServerBuilder {
+    let builder = Server::builder().device(device).arg("--isolation").arg(isolation);
+    let builder = builder.arg("--no-cache");
+    watch.environment().iter().fold(builder, |builder, (name, value)| builder.env(name, value))
+}
+
+fn exec(client: &Client, source: &str, buffer: u64, wait: bool) -> String {
+    let command = client.exec("increment_i32", source, &[buffer], wait);
+    let command = command.replace("global_size=None", "global_size=(4, 1, 1)");
+    command.replace("local_size=None", "local_size=(16, 1, 1)")
+}
+
+/// What any client does: memory, a program, launches, bytes back; then a fault of another's.
+fn serve(device: &str, compiler: &str, source: &str, isolation: &str) -> Watch {
+    let watch = Watch::new(&[device, compiler]);
+    let server = server(device, isolation, &watch).start();
+    assert!(server.ready_line().contains(&format!("device {}", device.to_uppercase())));
+    let mut client = Client::connect(server.address(), "one");
+    let properties = client.batch(&[format!("GetProperties({})", client.session(0))], &[]).ok();
+    let properties = String::from_utf8(properties).unwrap();
+    assert!(properties.contains(&format!("{}Renderer", device.to_uppercase())), "{properties}");
+    let blob: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
+    let begin = [
+        client.alloc(1, 1 << 20),
+        client.copy_in(1, &blob),
+        client.program("increment_i32", source),
+        exec(&client, source, 1, true),
+    ];
+    let seconds = client.batch(&begin, &[source.as_bytes(), &blob]).ok();
+    let seconds: f64 = String::from_utf8(seconds).unwrap().parse().unwrap();
+    assert!(seconds > 0.0);
+    let out = client.batch(&[exec(&client, source, 1, false), client.copy_out(1)], &[]).ok();
+    assert_eq!(out.len(), 1 << 20);
+    let first = |bytes: &[u8]| i32::from_ne_bytes(bytes[..4].try_into().unwrap());
+    assert_eq!(first(&out), first(&blob) + 2);
+    assert!(out[256..] == blob[256..]);
+    let image = client.alloc(2, 64).replace("image=None", "image=dtypes.imagef((1, 4))");
+    let refused = client.batch(&[image], &[]);
+    assert_ne!(refused.status, 200);
+    let free = format!("SessionFree({})", client.session(0));
+    client.batch(&[free], &[]).ok();
+    drop(client);
+    assert_eq!(server.stop().code(), Some(0));
+    watch
+}
+
+#[test]
+fn client_is_served_in_the_servers_process() {
+    for (device, compiler, source) in SOURCES {
+        serve(device, compiler, source, "process").assert_clean();
+    }
+}
+
+#[test]
+fn client_is_served_with_a_process_for_each_session() {
+    for (device, compiler, source) in SOURCES {
+        serve(device, compiler, source, "session").assert_clean();
+    }
+}
+
+#[test]
+fn fault_in_the_servers_process_costs_its_session() {
+    let watch = Watch::new(&["cuda", "nvrtc"]);
+    let server = server("cuda", "process", &watch).env("FAKE_GPU_FAULT", "context").start();
+    let source = "extern \"C\" __global__ void illegal_address(int* data0) {}";
+    let mut faulty = Client::connect(server.address(), "faulty");
+    let mut other = Client::connect(server.address(), "other");
+    other.batch(&[other.alloc(1, 8), other.copy_in(1, &[7; 8])], &[&[7; 8]]).ok();
+    let run = exec(&faulty, source, 1, true).replace("increment_i32", "illegal_address");
+    let commands = [faulty.alloc(1, 256), faulty.program("illegal_address", source), run];
+    let failure = faulty.batch(&commands, &[source.as_bytes()]).failure();
+    assert!(failure.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{failure}");
+    let failure = faulty.batch(&[faulty.copy_out(1)], &[]).failure();
+    assert!(failure.contains("start a new session"), "{failure}");
+    assert_eq!(other.batch(&[other.copy_out(1)], &[]).ok(), [7; 8]);
+    let ended = format!("SessionFree({})", faulty.session(0));
+    faulty.batch(&[ended], &[]).ok();
+    // The same session's name, anew.
+    faulty.batch(&[faulty.alloc(1, 8), faulty.copy_in(1, &[9; 8])], &[&[9; 8]]).ok();
+    assert_eq!(faulty.batch(&[faulty.copy_out(1)], &[]).ok(), [9; 8]);
+    drop((faulty, other));
+    assert_eq!(server.stop().code(), Some(0));
+    watch.assert_clean();
+}
+
+#[test]
+fn server_takes_what_there_is() {
+    for (libraries, device) in [(vec!["cuda"], "CUDA"), (vec!["hip"], "HIP"), (vec![], "CPU")] {
+        let watch = Watch::new(&libraries);
+        let server = server("auto", "process", &watch).start();
+        assert!(server.ready_line().contains(&format!("device {device},")), "{libraries:?}");
+    }
+}
