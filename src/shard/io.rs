@@ -280,8 +280,8 @@ impl Handle {
         }
     }
 
-    /// Has the owner hear of the bytes that are there, if it waits for more of them. Returns whether
-    /// it did.
+    /// Has the owner hear of the bytes that are there, if it waits for more of them. Returns
+    /// whether it did.
     pub(super) fn hear_all(&self) -> bool {
         self.low_water.0.get() > 1 && self.low_water.set(&self.fd, 1).is_ok()
     }

@@ -1,7 +1,7 @@
 //! Random work on a device and on a model of it, with everything under way at once: whatever is
 //! read has to be what the model says, and the fakes must see no race.
 
-use outboard::device::{GraphBuffer, GraphRun, Program, Region, Source};
+use outboard::device::{Device, GraphBuffer, GraphRun, Program, Region, Source};
 
 use crate::rig::*;
 
@@ -21,6 +21,21 @@ struct Buffer {
     ints: Vec<i32>,
 }
 
+impl Buffer {
+    /// One that reads as zero.
+    fn new(device: &mut dyn Device, length: usize) -> Buffer {
+        Buffer { region: device.alloc(4 * length as u64).unwrap(), ints: vec![0; length] }
+    }
+}
+
+/// What the kernel `add` does.
+fn sum(buffers: &mut [Buffer], to: usize, from: [usize; 2]) {
+    for at in 0..THREADS {
+        let [left, right] = from.map(|from| buffers[from].ints[at]);
+        buffers[to].ints[at] = left.wrapping_add(right);
+    }
+}
+
 const BUFFERS: usize = 6;
 /// Lengths of which copies take the computing stream, streams of their own, the device's thread.
 const LENGTHS: [usize; 3] = [THREADS, 30_000, 100_000];
@@ -32,12 +47,8 @@ fn play(vendor: outboard::device::gpu::Vendor, seed: u64) {
     let mut random = Random(seed);
     let add = load(device, vendor, "add_i32", "ppp");
     let increment: Program = load(device, vendor, "increment_i32", "pi");
-    let mut buffers: Vec<Buffer> = Vec::new();
-    for at in 0..BUFFERS {
-        let length = LENGTHS[at % LENGTHS.len()];
-        let region = device.alloc(4 * length as u64).unwrap();
-        buffers.push(Buffer { region, ints: vec![0; length] });
-    }
+    let lengths = (0..BUFFERS).map(|at| LENGTHS[at % LENGTHS.len()]);
+    let mut buffers: Vec<Buffer> = lengths.map(|length| Buffer::new(device, length)).collect();
     let inputs = [GraphBuffer::Input(0), GraphBuffer::Input(1), GraphBuffer::Input(2)];
     let again = [GraphBuffer::Input(3), GraphBuffer::Input(1), GraphBuffer::Input(2)];
     let graph = device.build_graph(&[step(&add, &inputs, &[]), step(&add, &again, &[])]).unwrap();
@@ -49,12 +60,6 @@ fn play(vendor: outboard::device::gpu::Vendor, seed: u64) {
         let (a, b, c, d) = {
             let mut any = || random.below(BUFFERS);
             (any(), any(), any(), any())
-        };
-        let sum = |buffers: &mut Vec<Buffer>, to: usize, from: [usize; 2]| {
-            for at in 0..THREADS {
-                let [left, right] = from.map(|from| buffers[from].ints[at]);
-                buffers[to].ints[at] = left.wrapping_add(right);
-            }
         };
         match random.below(7) {
             0 => {
@@ -86,9 +91,7 @@ fn play(vendor: outboard::device::gpu::Vendor, seed: u64) {
                 sum(&mut buffers, d, [b, c]);
             }
             5 => {
-                let length = buffers[a].ints.len();
-                let region = device.alloc(4 * length as u64).unwrap();
-                buffers[a] = Buffer { region, ints: vec![0; length] };
+                buffers[a] = Buffer::new(device, buffers[a].ints.len());
             }
             _ => {
                 let read = ints(&read(device, &buffers[a].region));
