@@ -22,13 +22,14 @@ fn pattern(bytes: usize) -> Vec<u8> {
 }
 
 /// Makes the buffer; returns requests that fill it and that read it, and what it is filled with.
-/// The reply to the first waits for the copy, since it reads a small buffer afterwards.
-pub(crate) fn requests(client: &mut Client) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>)> {
+/// The reply to the first waits for the copy, since it reads a small buffer afterwards, which has
+/// to be there.
+pub(crate) fn requests(client: &mut Client, bytes: usize) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>)> {
     let session = client.session.clone();
-    let alloc = client.batch(&list(&[client::buffer_alloc(&session, BUFFER, BULK_BYTES)]));
+    let alloc = client.batch(&list(&[client::buffer_alloc(&session, BUFFER, bytes)]));
     client.request(&alloc)?;
-    client.expect_bytes(BULK_BYTES);
-    let pattern = pattern(BULK_BYTES);
+    client.expect_bytes(bytes);
+    let pattern = pattern(bytes);
     let (data, name) = client.blob(&pattern);
     let text = [client::copy_in(&session, BUFFER, &name), client::copy_out(&session, 1)];
     let fill = client.batch_with(&data, &list(&text));
@@ -62,7 +63,7 @@ pub(crate) fn there_and_back(
 
 /// One large copy in each direction, into a buffer that has its pages already and into a new one.
 pub(crate) fn measure(client: &mut Client, setting: &Setting, results: &mut Results) -> Result<()> {
-    let (fill, read, pattern) = requests(client)?;
+    let (fill, read, pattern) = requests(client, BULK_BYTES)?;
     // The first copy finds no pages at all. A server may use two pieces of memory in turn: both
     // have their pages after the second.
     let began = Instant::now();

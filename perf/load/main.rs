@@ -2,13 +2,15 @@
 //! server of the protocol, so that two can be compared, and the floors that no server can beat.
 //!
 //! Reading order: this file, `client` (the wire), `server` (what is measured of a server), `bulk`,
-//! `floors`, `scale` and `many` (cost against size and number), `process`. Each run prints one JSON
+//! `gpu` (of a server with a GPU), `floors`, `scale` and `many` (cost against size and number),
+//! `process`. Each run prints one JSON
 //! object on standard output. The scripts beside this folder run it and make tables. Every result
 //! is checked for being right.
 
 mod bulk;
 mod client;
 mod floors;
+mod gpu;
 mod many;
 mod process;
 mod scale;
@@ -55,6 +57,18 @@ enum Command {
             default_value = "latency,launch,small-graph,large-graph,bulk"
         )]
         parts: Vec<server::Part>,
+    },
+    /// Measure a server with any device, its own kernels included, as `perf/gpu` needs it.
+    Gpu {
+        address: SocketAddr,
+        #[arg(long, value_enum, value_delimiter = ',', default_value = "copy,launch,graph")]
+        parts: Vec<gpu::Part>,
+        /// Of the copies.
+        #[arg(long, default_value_t = 1 << 30)]
+        bytes: usize,
+        /// Integers that each kernel of the graph adds; a multiple of 256.
+        #[arg(long, default_value_t = 256)]
+        elements: usize,
     },
     /// Measure what the machine allows.
     Floors {
@@ -150,6 +164,9 @@ fn main() -> Result<()> {
     let setting = |address| Setting { address, counts, pid, spin };
     let measured = match args.command {
         Command::Server { address, parts } => server::measure(&setting(address), &parts)?,
+        Command::Gpu { address, parts, bytes, elements } => {
+            gpu::measure(&setting(address), &parts, bytes, elements)?
+        }
         Command::Floors { server_core, server_sleeps, congestion, parts } => {
             let server_spin = spin && !server_sleeps;
             let floors = floors::Floors { counts, spin, server_spin, server_core, congestion };

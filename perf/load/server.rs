@@ -228,9 +228,9 @@ pub(crate) fn run(setting: &Setting, what: Load, time: Duration) -> crate::Resul
         Load::Launch => client.batch(&list(&[client::launch(&session, &hash, true)])),
         Load::LaunchBatch => launch_batch(&mut client, &session, &hash, LAUNCHES),
         Load::Graph => record_graph(&mut client, &hash, 0, GRAPHS[1].1)?.0,
-        Load::BulkIn => bulk::requests(&mut client)?.0,
+        Load::BulkIn => bulk::requests(&mut client, bulk::BULK_BYTES)?.0,
         Load::BulkOut => {
-            let (fill, read, _) = bulk::requests(&mut client)?;
+            let (fill, read, _) = bulk::requests(&mut client, bulk::BULK_BYTES)?;
             client.request(&fill)?;
             read
         }

@@ -59,10 +59,14 @@ def make(root):
     sdist.mkdir(parents=True)
     pip = make_venv(venv)
     run(*pip, "install", "--quiet", "--requirement", REQUIREMENTS)
-    # Only the client from source: setuptools, which builds its metadata, may be a wheel.
-    source = ["--no-deps", "--no-binary", "tinygrad", "--dest", sdist]
-    run(*pip, "download", "--quiet", *source, CLIENT)
-    with tarfile.open(sdist / f"{UNPACKED}.tar.gz") as archive:
+    # Where pip takes packages from a folder, asking it would need what builds the archive, too.
+    archive = pathlib.Path(os.environ.get("PIP_FIND_LINKS", sdist)) / f"{UNPACKED}.tar.gz"
+    if not archive.exists():
+        # Only the client from source: setuptools, which builds its metadata, may be a wheel.
+        source = ["--no-deps", "--no-binary", "tinygrad", "--dest", sdist]
+        run(*pip, "download", "--quiet", *source, CLIENT)
+        archive = sdist / archive.name
+    with tarfile.open(archive) as archive:
         # Older releases have no filters; the archive is the one that pip has just checked.
         archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
         wanted = [m for m in archive.getmembers() if m.name.startswith(f"{UNPACKED}/test/")]

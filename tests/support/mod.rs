@@ -1,15 +1,17 @@
 //! What integration tests share: a server process that cannot outlive its test.
 //!
 //! [`Server`] starts the program under test and reads its ready line; [`process`] runs any command
-//! under a time limit. Absent: everything about particular clients.
+//! under a time limit; [`client`] speaks the wire by hand, [`tinygrad`] runs the stock client.
 
 #![allow(dead_code, reason = "every test binary includes this folder and uses its own part of it")]
 
 pub(crate) mod client;
 pub(crate) mod fakes;
 pub(crate) mod holdings;
+pub(crate) mod place;
 pub(crate) mod process;
 pub(crate) mod skip;
+pub(crate) mod tinygrad;
 pub(crate) mod wait;
 
 use std::io::{BufRead, BufReader};
@@ -152,7 +154,7 @@ impl ServerBuilder {
     pub(crate) fn start(self) -> Server {
         let stderr = scratch_file("server");
         let log = std::fs::File::create(&stderr).expect("the scratch folder can be written");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_outboard"));
+        let mut command = Command::new(place::program());
         command.args(["serve", "--listen", &self.listen, "--device", &self.device]);
         command.args(&self.args).envs(self.env);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
@@ -191,7 +193,7 @@ fn read_lossy(path: &Path) -> String {
 
 /// A path for a new file in the build's scratch folder.
 pub(crate) fn scratch_file(prefix: &str) -> PathBuf {
-    let file = tempfile::Builder::new().prefix(prefix).tempfile_in(env!("CARGO_TARGET_TMPDIR"));
+    let file = tempfile::Builder::new().prefix(prefix).tempfile_in(place::scratch());
     let file = file.expect("the scratch folder can be written");
     file.into_temp_path().keep().expect("a temporary file can be kept")
 }
