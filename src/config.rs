@@ -109,6 +109,10 @@ pub struct EngineLimits {
     pub programs_per_session_max: usize,
     /// Sessions of one connection. A client opens one for each device that it uses.
     pub sessions_per_connection_max: usize,
+    /// Sessions of one identity, of all its connections. A session that computes has a process,
+    /// some descriptors and some MB: this leaves others most of the 32,768 processes that Linux
+    /// has numbers for by default.
+    pub sessions_per_identity_max: usize,
     /// Length of a program's source. The longest that tinygrad's tests produce has 300 KB.
     pub source_bytes_max: u64,
     /// How long a `Wait` waits for an event that nobody sets. The stock client gives up on its
@@ -128,6 +132,7 @@ impl Default for EngineLimits {
             missing_max: 1 << 12,
             programs_per_session_max: 1 << 16,
             sessions_per_connection_max: 256,
+            sessions_per_identity_max: 4096,
             source_bytes_max: 4 << 20,
             wait_time_max: Duration::from_secs(290),
         }
@@ -142,6 +147,25 @@ impl EngineLimits {
     /// How often one batch may linger for a device, see [`DeviceLimits::LINGER`]: it holds the core
     /// meanwhile.
     pub const LINGERS_PER_BATCH_MAX: u32 = 16;
+}
+
+/// Limits of what says who may do what. See `identity`.
+#[derive(Clone, Copy, Debug)]
+pub struct AccessLimits;
+
+impl AccessLimits {
+    /// Length of an identity's name: a host's or a person's.
+    pub const NAME_BYTES_MAX: usize = 64;
+    /// Bytes of a file of certificates, or of the key to one: all authorities of a system have
+    /// 200 KB.
+    pub const PEM_FILE_BYTES_MAX: u64 = 1 << 20;
+    /// The shortest token: 128 bits in base64. Whoever can reach the server can try tokens as fast
+    /// as it answers.
+    pub const TOKEN_BYTES_MIN: usize = 22;
+    /// The longest, well below what a request's head may have.
+    pub const TOKEN_BYTES_MAX: usize = 512;
+    /// Bytes of a file of tokens: some ten thousand of them.
+    pub const TOKEN_FILE_BYTES_MAX: u64 = 1 << 20;
 }
 
 /// Limits of connections and of the memory that they hold. See `shard`.

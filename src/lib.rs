@@ -4,13 +4,14 @@
 //!
 //! 1. [`config`]: every limit, its default and its reason.
 //! 2. [`blob`]: names of byte strings; [`cores`]: the processor cores.
-//! 3. [`wire`]: bytes to commands and back. No IO, no clock, no `unsafe`.
-//! 4. [`http`]: one HTTP/1.1 connection as a value. No IO, no clock.
-//! 5. [`compile`]: source text to binaries, in sandboxed children.
-//! 6. [`device`]: what the engine asks of an accelerator, and the accelerators.
-//! 7. [`engine`]: what a command means; owns all session state.
-//! 8. [`shard`]: sockets, timers and tasks; the only place that knows glommio.
-//! 9. [`check`]: what this machine offers and lacks.
+//! 3. [`identity`]: who sends a request, and who may.
+//! 4. [`wire`]: bytes to commands and back. No IO, no clock, no `unsafe`.
+//! 5. [`http`]: one HTTP/1.1 connection as a value. No IO, no clock.
+//! 6. [`compile`]: source text to binaries, in sandboxed children.
+//! 7. [`device`]: what the engine asks of an accelerator, and the accelerators.
+//! 8. [`engine`]: what a command means; owns all session state.
+//! 9. [`shard`]: sockets, timers and tasks; the only place that knows glommio.
+//! 10. [`check`]: what this machine offers and lacks.
 
 pub mod blob;
 pub mod check;
@@ -20,5 +21,6 @@ pub mod cores;
 pub mod device;
 pub mod engine;
 pub mod http;
+pub mod identity;
 pub mod shard;
 pub mod wire;

@@ -16,11 +16,12 @@ use outboard::config::{
 use outboard::device::gpu::{CudaSource, GpuConfig, GpuPlatform, Vendor, WorkersConfig};
 use outboard::device::platform::{CpuPlatform, PlatformConfig};
 use outboard::device::shared::Budget;
-use outboard::shard::{self, PlatformMaker, Server};
+use outboard::identity::{Access, Network, Rules, TlsFiles};
+use outboard::shard::{self, Admission, Drain, PlatformMaker, Server};
 use outboard::{check, compile, cores, device};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -94,6 +95,29 @@ struct ServeArgs {
     /// Address to listen on; may be given several times.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6667")]
     listen: Vec<SocketAddr>,
+    /// File of those who may use the server, a line NAME TOKEN for each; read again on SIGHUP.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Network whose clients need no token, such as 10.0.0.0/8; may be given several times.
+    #[arg(long, value_name = "CIDR")]
+    trust: Vec<Network>,
+    /// The server's certificate (PEM): what --listen names speaks TLS 1.3 then.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The key of the certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Who signs the certificates that clients have to show (PEM); a client is known by the DNS
+    /// name in its own.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    client_ca: Option<PathBuf>,
+    /// Address to listen on without TLS, beside --listen; may be given several times.
+    #[arg(long, value_name = "ADDR:PORT", requires = "tls_cert")]
+    listen_plain: Vec<SocketAddr>,
+    /// Sessions of one identity, of all its connections.
+    #[arg(long, value_name = "N",
+          default_value_t = EngineLimits::default().sessions_per_identity_max)]
+    session_limit: usize,
     /// Kind of accelerator to serve.
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceChoice,
@@ -208,10 +232,8 @@ fn main() -> ExitCode {
 
 fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     start_log(&arguments.log)?;
-    for address in arguments.listen.iter().filter(|address| !address.ip().is_loopback()) {
-        warn!(%address, "anybody who reaches this address can use this machine: there is no \
-              authentication yet");
-    }
+    let rules = rules(arguments)?;
+    let access = Arc::new(Access::load(&rules)?);
     raise_descriptor_limit();
     let cores = choose_cores(arguments)?;
     let buffers =
@@ -219,8 +241,50 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let staging_bytes = arguments.staging_memory.unwrap_or_else(|| memory_bytes() / 2);
     let staging = Arc::new(Budget::of_staging(staging_bytes, Arc::clone(&buffers)));
     let (device, platform) = choose_platform(arguments, buffers)?;
-    let config = shard::Config {
-        engine: EngineLimits::default(),
+    let config = shard_config(arguments, staging, access);
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    if rules.has_files() {
+        signals.add_signal(SIGHUP)?;
+    }
+    let server = Server::start(&arguments.listen, &cores, &config, &platform)?;
+    let addresses: Vec<_> = server.addresses().iter().map(SocketAddr::to_string).collect();
+    let shards = if cores.len() == 1 { "1 shard" } else { &format!("{} shards", cores.len()) };
+    println!("outboard: listening on {}, device {device}, {shards}", addresses.join(", "));
+    let (drain, admission) = (server.drain(), server.admission());
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || heed(&mut signals, &drain, &admission, &rules))?;
+    server.join();
+    device::gpu::settle(DEVICES_END_TIME_MAX);
+    Ok(())
+}
+
+/// Who may come, and that it is said for every address that others reach.
+fn rules(arguments: &ServeArgs) -> Result<Rules, Box<dyn std::error::Error>> {
+    let tls = arguments.tls_cert.clone().zip(arguments.tls_key.clone());
+    let tls = tls.map(|(certificate, key)| {
+        let client_ca = arguments.client_ca.clone();
+        TlsFiles { certificate, key, client_ca }
+    });
+    let plain = if tls.is_some() { &arguments.listen_plain } else { &arguments.listen };
+    let rules =
+        Rules { token_file: arguments.token_file.clone(), trusted: arguments.trust.clone(), tls };
+    rules.check(&arguments.listen)?;
+    rules.check(&arguments.listen_plain)?;
+    if rules.token_file.is_some() {
+        for address in plain.iter().filter(|address| !address.ip().to_canonical().is_loopback()) {
+            warn!(%address, "tokens can be read on the way to this address: it does not speak TLS");
+        }
+    }
+    Ok(rules)
+}
+
+fn shard_config(arguments: &ServeArgs, staging: Arc<Budget>, access: Arc<Access>) -> shard::Config {
+    shard::Config {
+        engine: EngineLimits {
+            sessions_per_identity_max: arguments.session_limit,
+            ..EngineLimits::default()
+        },
         envelope: EnvelopeLimits::default(),
         hash: HashPolicy { verify_sha256: arguments.verify_sha256, ..HashPolicy::default() },
         http: HttpLimits { body_bytes_max: arguments.body_limit, ..HttpLimits::default() },
@@ -238,26 +302,31 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
         },
         wire: WireLimits::default(),
         staging,
-    };
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let server = Server::start(&arguments.listen, &cores, &config, &platform)?;
-    let addresses: Vec<_> = server.addresses().iter().map(SocketAddr::to_string).collect();
-    let shards = if cores.len() == 1 { "1 shard" } else { &format!("{} shards", cores.len()) };
-    println!("outboard: listening on {}, device {device}, {shards}", addresses.join(", "));
-    let drain = server.drain();
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        let mut signals = signals.forever();
-        if signals.next().is_some() {
+        access,
+        plain: arguments.listen_plain.clone(),
+    }
+}
+
+/// Does what signals ask for, for as long as the process lives.
+fn heed(signals: &mut Signals, drain: &Drain, admission: &Admission, rules: &Rules) {
+    let mut is_draining = false;
+    for signal in signals.forever() {
+        if signal == SIGHUP {
+            match Access::load(rules) {
+                Ok(access) => {
+                    info!(tokens = access.token_count(), "read who may use this server");
+                    admission.replace(&Arc::new(access));
+                }
+                Err(error) => error!(%error, "what was read before stays in force"),
+            }
+        } else if is_draining {
+            std::process::exit(1);
+        } else {
             info!("draining; a second signal ends at once");
+            is_draining = true;
             drain.begin();
         }
-        if signals.next().is_some() {
-            std::process::exit(1);
-        }
-    })?;
-    server.join();
-    device::gpu::settle(DEVICES_END_TIME_MAX);
-    Ok(())
+    }
 }
 
 fn start_log(filter: &str) -> Result<(), Box<dyn std::error::Error>> {

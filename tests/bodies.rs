@@ -1,6 +1,8 @@
 //! Bodies as they arrive at the whole server: in pieces of any size, more of them than there are
 //! buffers, and more bytes than there is memory.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where its client cannot go on")]
+
 mod support;
 
 use std::io::Write as _;

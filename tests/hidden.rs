@@ -27,6 +27,8 @@ fn start(budget: &Arc<Budget>) -> Server {
         shard: ShardLimits::default(),
         wire: WireLimits::default(),
         staging: Arc::new(Budget::new(1 << 30)),
+        access: Arc::default(),
+        plain: Vec::new(),
     };
     let budget = Arc::clone(budget);
     let platform: PlatformMaker = Arc::new(move || {

@@ -12,19 +12,23 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("blob", &[]),
     ("cores", &[]),
+    ("identity", &["config"]),
     ("wire", &["blob", "config"]),
     ("http", &["config"]),
     ("compile", &["blob", "config", "cores"]),
     ("device", &["blob", "compile", "config", "cores"]),
-    ("engine", &["blob", "compile", "config", "device", "wire"]),
-    ("shard", &["blob", "check", "compile", "config", "device", "engine", "http", "wire"]),
+    ("engine", &["blob", "compile", "config", "device", "identity", "wire"]),
+    (
+        "shard",
+        &["blob", "check", "compile", "config", "device", "engine", "http", "identity", "wire"],
+    ),
     ("check", &["compile", "config", "device", "shard"]),
     ("lib", &[]),
     (
         "main",
         &[
-            "blob", "check", "compile", "config", "cores", "device", "engine", "http", "shard",
-            "wire",
+            "blob", "check", "compile", "config", "cores", "device", "engine", "http", "identity",
+            "shard", "wire",
         ],
     ),
 ];
@@ -33,7 +37,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &["compile", "device", "rdma", "shard"];
 
 /// Folders that forbid it to themselves, at the top of their `mod.rs`.
-const FORBIDS_UNSAFE: &[&str] = &["engine", "http", "wire"];
+const FORBIDS_UNSAFE: &[&str] = &["engine", "http", "identity", "wire"];
 
 /// The module that may name the executor.
 const EXECUTOR: (&str, &str) = ("shard", "glommio");

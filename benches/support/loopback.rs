@@ -142,6 +142,8 @@ pub(crate) fn start(core: usize, platform: &PlatformMaker) -> Result<Server> {
         shard: ShardLimits::default(),
         wire: WireLimits::default(),
         staging: Arc::new(Budget::new(1 << 30)),
+        access: Arc::default(),
+        plain: Vec::new(),
     };
     let address = "127.0.0.1:0".parse()?;
     Ok(Server::start(&[address], &[core], &config, platform)?)

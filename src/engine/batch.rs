@@ -16,6 +16,7 @@ use crate::blob::Digest;
 use crate::compile;
 use crate::config::{EngineLimits, WireLimits};
 use crate::device::{Fence, HostBytes, Program, Region, shared};
+use crate::identity::Identity;
 use crate::wire::command::{Command, EventNumber};
 use crate::wire::{Commands, Stored, Tape, WireError, reply};
 
@@ -195,6 +196,7 @@ pub struct Batch<'t> {
     pub(super) sessions: Vec<Option<SessionId>>,
     pub(super) blobs: Blobs,
     pub(super) owner: Owner,
+    pub(super) identity: Identity,
     pub(super) next: usize,
     pub(super) pending: Option<Pending>,
     /// Compilations begun ahead of their commands, by device index and source.
@@ -252,6 +254,7 @@ impl<'t> Batch<'t> {
             sessions,
             blobs,
             owner,
+            identity: Identity::default(),
             next: 0,
             pending: None,
             compiling: HashMap::new(),
@@ -263,6 +266,18 @@ impl<'t> Batch<'t> {
             failure: None,
             failures_more: 0,
         })
+    }
+
+    /// Says who sent it. Without this it is nobody, who has no part in anybody's sessions.
+    #[must_use]
+    pub fn of_identity(self, identity: Identity) -> Batch<'t> {
+        Batch { identity, ..self }
+    }
+
+    /// Who sent it.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// Whether more than one command names the blob.

@@ -67,6 +67,11 @@ pub enum Cause {
     #[error("unknown session of device {index}: nothing was done with it yet")]
     SessionUnknown { index: u64 },
     #[error(
+        "too many sessions: one identity has at most {limit}, of all its connections; end some \
+         with SessionFree, or start the server with a higher --session-limit"
+    )]
+    SessionsOfIdentity { limit: usize },
+    #[error(
         "the two sessions were opened by different connections and live on different cores: \
          open both by one connection"
     )]

@@ -29,7 +29,7 @@ impl Engine {
         if c.event_session.host != self.get(at)?.host() {
             return Err(Cause::NoPeers { command: "Event" }.into());
         }
-        let to = self.other_session(&c.event_session)?;
+        let to = self.other_session(at, &c.event_session)?;
         let limit = self.limits.events_per_session_max;
         if self.get(to)?.events.len() >= limit {
             return Err(Cause::Limit { what: "events", limit }.into());

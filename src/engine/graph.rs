@@ -186,10 +186,10 @@ impl Engine {
         }
         let mut recorder = Recorder::default();
         for name in c.inputs.iter() {
-            recorder.input(self, name)?;
+            recorder.input(self, at, name)?;
         }
         for item in c.items.iter() {
-            recorder.item(self, item)?;
+            recorder.item(self, at, item)?;
         }
         let graph = recorder.finish();
         self.graph_build(Building { session: at, number: c.graph, graph, next: 0 })
@@ -250,7 +250,7 @@ impl Engine {
                 graph: c.graph.0,
             })
         })?;
-        let inputs = self.graph_inputs(&graph, c)?;
+        let inputs = self.graph_inputs(at, &graph, c)?;
         let integers = graph.integers(c)?;
         // Those who are lost are found before anything is queued.
         for session in &graph.sessions {
@@ -334,6 +334,7 @@ impl Engine {
 
     fn graph_inputs(
         &self,
+        at: SessionId,
         graph: &GraphState,
         c: &command::GraphExec<'_>,
     ) -> Result<Vec<Buffer>, Cause> {
@@ -343,7 +344,7 @@ impl Engine {
         }
         let mut inputs = Vec::with_capacity(graph.inputs.len());
         for (position, (name, copied)) in c.inputs.iter().zip(&graph.inputs).enumerate() {
-            let session = self.other_session(&name.session)?;
+            let session = self.other_session(at, &name.session)?;
             let buffer = self.get(session)?.buffer(name.buffer)?.clone();
             if buffer.bytes < *copied {
                 let (bytes, copied) = (buffer.bytes, *copied);

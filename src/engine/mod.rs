@@ -159,7 +159,7 @@ impl Engine {
                     if let Some(command) = batch.commands.get(batch.next)
                         && let Some((_, key)) = batch.commands.session(batch.next)
                     {
-                        self.remember_missing(key, &command, &cause);
+                        self.remember_missing(batch.identity, key, &command, &cause);
                     }
                     batch.fail(cause);
                 }
@@ -178,7 +178,7 @@ impl Engine {
         {
             return Ok(known);
         }
-        let id = self.session(key, batch.owner)?;
+        let id = self.session(batch.identity, key, batch.owner)?;
         batch.sessions[index] = Some(id);
         Ok(id)
     }

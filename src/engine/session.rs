@@ -1,17 +1,20 @@
 //! The table of sessions: their names, homes, and what each owns.
 //!
-//! Owns: [`Directory`] (which shard is a session's home; the one thing that shards share, touched
-//! when a session begins or ends), the sessions of this shard, and what a session remembers of
-//! commands that failed.
+//! Owns: [`Directory`] (which shard is a session's home, and how many an identity has; the one
+//! thing that shards share, touched when a session begins or ends), the sessions of this shard, and
+//! what a session remembers of commands that failed.
+//!
+//! Each identity has a name space of its own. So a key that was guessed or has leaked names nothing
+//! for another identity: what it hears is what it would hear of a key that nobody uses.
 //!
 //! What clients name is found in a [`Map`]: hashed fast, with a key that no client knows, since
 //! clients choose the names and share a shard's time.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::Hash;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::buffer::Buffer;
@@ -20,6 +23,7 @@ use super::graph::GraphState;
 use super::program::{ProgramEntry, ProgramKey};
 use super::{Cause, Engine, Stop, WaitFor};
 use crate::device::{Device, DeviceError, Fence, Region, shared};
+use crate::identity::Identity;
 use crate::wire::Stored;
 use crate::wire::command::{BufferNumber, Command, EventNumber, GraphNumber, SessionKey};
 
@@ -48,9 +52,26 @@ pub struct SessionId {
     serial: u64,
 }
 
+/// A session's whole name.
+type Name = (Identity, SessionKey<'static>);
+
+/// The same, borrowed, to look for one.
+#[derive(Clone, Copy, Hash)]
+struct Wanted<'n, 'k>(Identity, &'n SessionKey<'k>);
+
+impl hashbrown::Equivalent<Name> for Wanted<'_, '_> {
+    fn equivalent(&self, (identity, key): &Name) -> bool {
+        // A key may be compared with keys of a shorter life.
+        let key: &SessionKey<'_> = key;
+        self.0 == *identity && self.1 == key
+    }
+}
+
 /// What [`Directory::claim`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
+    /// The session is new, and its identity has as many as it may have.
+    Full,
     /// The session is new, and its home is the shard that asked.
     Ours,
     /// The session lives on this shard.
@@ -59,31 +80,50 @@ pub enum Claim {
 
 /// Which shard is a session's home.
 #[derive(Debug, Default)]
-pub struct Directory(Mutex<HashMap<SessionKey<'static>, Home>>);
+pub struct Directory(Mutex<Homes>);
+
+#[derive(Debug, Default)]
+struct Homes {
+    homes: Map<Name, Home>,
+    /// How many sessions each identity has that has any.
+    counts: Map<Identity, usize>,
+}
 
 impl Directory {
-    /// Makes `home` the home of the session unless it has one.
-    pub fn claim(&self, key: &SessionKey<'static>, home: Home) -> Claim {
-        let mut homes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match homes.get(key) {
-            Some(theirs) if *theirs != home => Claim::Theirs(*theirs),
-            _ => {
-                homes.insert(key.clone(), home);
-                Claim::Ours
+    /// Makes `home` the home of the session unless it has one, or its identity has `limit` others.
+    fn claim(&self, name: &Name, home: Home, limit: usize) -> Claim {
+        let Homes { homes, counts } = &mut *self.lock();
+        match homes.get(name) {
+            Some(theirs) if *theirs != home => return Claim::Theirs(*theirs),
+            Some(_) => return Claim::Ours,
+            None if counts.get(&name.0).is_some_and(|count| *count >= limit) => return Claim::Full,
+            None => {}
+        }
+        *counts.entry(name.0).or_default() += 1;
+        homes.insert(name.clone(), home);
+        Claim::Ours
+    }
+
+    /// The session's home, if it exists.
+    fn find(&self, wanted: Wanted<'_, '_>) -> Option<Home> {
+        self.lock().homes.get(&wanted).copied()
+    }
+
+    fn forget(&self, name: &Name) {
+        let Homes { homes, counts } = &mut *self.lock();
+        if homes.remove(name).is_none() {
+            return;
+        }
+        if let Some(count) = counts.get_mut(&name.0) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&name.0);
             }
         }
     }
 
-    /// The session's home, if it exists.
-    #[must_use]
-    pub fn find(&self, key: &SessionKey<'_>) -> Option<Home> {
-        let homes: &HashMap<SessionKey<'_>, Home> =
-            &self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        homes.get(key).copied()
-    }
-
-    fn forget(&self, key: &SessionKey<'static>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    fn lock(&self) -> MutexGuard<'_, Homes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,7 +138,7 @@ pub(super) enum Thing {
 /// One session. Fields are dropped in this order: what refers to memory before the device.
 pub(super) struct Session {
     id: SessionId,
-    key: SessionKey<'static>,
+    name: Name,
     /// The device's ordinal.
     pub(super) index: u64,
     owner: Owner,
@@ -155,7 +195,7 @@ impl Session {
 
     /// How the client reaches this server.
     pub(super) fn host(&self) -> &str {
-        &self.key.host
+        &self.name.1.host
     }
 
     pub(super) fn lost(&self) -> Option<&DeviceError> {
@@ -256,7 +296,7 @@ impl Session {
 pub(super) struct Sessions {
     directory: Arc<Directory>,
     home: Home,
-    ids: Map<SessionKey<'static>, SessionId>,
+    ids: Map<Name, SessionId>,
     slots: Vec<Option<Session>>,
     free: Vec<usize>,
     begun: u64,
@@ -280,10 +320,8 @@ impl Sessions {
         self.ids.len()
     }
 
-    pub(super) fn find(&self, key: &SessionKey<'_>) -> Option<SessionId> {
-        // A shared reference to the map may be used with keys of a shorter life.
-        let ids: &Map<SessionKey<'_>, SessionId> = &self.ids;
-        ids.get(key).copied()
+    fn find(&self, wanted: Wanted<'_, '_>) -> Option<SessionId> {
+        self.ids.get(&wanted).copied()
     }
 
     #[inline]
@@ -304,10 +342,17 @@ impl Sessions {
         std::mem::take(&mut self.opened)
     }
 
-    fn begin(&mut self, key: &SessionKey<'_>, owner: Owner) -> Result<SessionId, Home> {
-        let key = key.clone().into_owned();
-        if let Claim::Theirs(home) = self.directory.claim(&key, self.home) {
-            return Err(home);
+    fn begin(
+        &mut self,
+        Wanted(identity, key): Wanted<'_, '_>,
+        owner: Owner,
+        limit: usize,
+    ) -> Result<SessionId, Stop> {
+        let name = (identity, key.clone().into_owned());
+        match self.directory.claim(&name, self.home, limit) {
+            Claim::Full => return Err(Cause::SessionsOfIdentity { limit }.into()),
+            Claim::Ours => {}
+            Claim::Theirs(home) => return Err(Stop::Forward(home)),
         }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -317,8 +362,8 @@ impl Sessions {
         let id = SessionId { slot, serial: self.begun };
         self.slots[slot] = Some(Session {
             id,
-            key: key.clone(),
-            index: key.idx,
+            index: name.1.idx,
+            name: name.clone(),
             owner,
             buffers: Map::default(),
             events: Map::default(),
@@ -330,7 +375,7 @@ impl Sessions {
             lost: None,
             device: None,
         });
-        self.ids.insert(key, id);
+        self.ids.insert(name, id);
         Ok(id)
     }
 
@@ -339,8 +384,8 @@ impl Sessions {
         let Some(slot) = self.slots.get_mut(id.slot) else { return };
         if let Some(session) = slot.take_if(|session| session.id == id) {
             self.free.push(id.slot);
-            self.ids.remove(&session.key);
-            self.directory.forget(&session.key);
+            self.ids.remove(&session.name);
+            self.directory.forget(&session.name);
         }
     }
 
@@ -368,10 +413,12 @@ impl Engine {
     /// The session that a command names. Sessions come into being on first use.
     pub(super) fn session(
         &mut self,
+        identity: Identity,
         key: &SessionKey<'_>,
         owner: Owner,
     ) -> Result<SessionId, Stop> {
-        if let Some(id) = self.sessions.find(key) {
+        let wanted = Wanted(identity, key);
+        if let Some(id) = self.sessions.find(wanted) {
             return Ok(id);
         }
         let count = self.platform.device_count();
@@ -386,15 +433,21 @@ impl Engine {
         if self.sessions.count_of(owner) >= limit {
             return Err(Cause::Limit { what: "sessions", limit }.into());
         }
-        self.sessions.begin(key, owner).map_err(Stop::Forward)
+        self.sessions.begin(wanted, owner, self.limits.sessions_per_identity_max)
     }
 
-    /// A session that a command names beside its own: it has to exist, on this shard.
-    pub(super) fn other_session(&self, key: &SessionKey<'_>) -> Result<SessionId, Cause> {
-        if let Some(id) = self.sessions.find(key) {
+    /// A session that a command names beside its own, which is `at`: it has to exist, on this
+    /// shard, and belongs to the same identity.
+    pub(super) fn other_session(
+        &self,
+        at: SessionId,
+        key: &SessionKey<'_>,
+    ) -> Result<SessionId, Cause> {
+        let wanted = Wanted(self.get(at)?.name.0, key);
+        if let Some(id) = self.sessions.find(wanted) {
             return Ok(id);
         }
-        match self.sessions.directory.find(key) {
+        match self.sessions.directory.find(wanted) {
             Some(_) => Err(Cause::SessionsApart),
             None => Err(Cause::SessionUnknown { index: key.idx }),
         }
@@ -441,6 +494,7 @@ impl Engine {
     /// commands that will name it.
     pub(super) fn remember_missing(
         &mut self,
+        identity: Identity,
         key: &SessionKey<'_>,
         command: &Stored<'_, '_>,
         cause: &Cause,
@@ -455,7 +509,7 @@ impl Engine {
             _ => return,
         };
         let limit = self.limits.missing_max;
-        let Some(session) = self.sessions.find(key) else { return };
+        let Some(session) = self.sessions.find(Wanted(identity, key)) else { return };
         let Some(session) = self.sessions.by_id_mut(session) else { return };
         let exists = match &thing {
             Thing::Buffer(number) => session.buffers.contains_key(number),

@@ -15,7 +15,7 @@ impl Engine {
         if c.destination_session.host != self.get(at)?.host() {
             return Err(Cause::NoPeers { command: "Transfer" }.into());
         }
-        let to_id = self.other_session(&c.destination_session)?;
+        let to_id = self.other_session(at, &c.destination_session)?;
         let from = self.device(at)?.buffer(c.source)?.clone();
         let to = self.device(to_id)?.buffer(c.destination)?.clone();
         if from.bytes != to.bytes {

@@ -22,6 +22,7 @@ use crate::config::HashPolicy;
 use crate::device::shared::Heap;
 use crate::engine::{Batch, Blobs, Cause, Output, Owner, Progress, Reading, Reply};
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
+use crate::identity::{Denied, Identity};
 use crate::wire::reply;
 
 /// What others see of a connection: the ticker, and whoever wakes its task.
@@ -151,6 +152,10 @@ struct Connection {
     socket: Socket,
     entry: Rc<ConnectionEntry>,
     owner: Owner,
+    /// Who the peer is by its address.
+    known: Option<Identity>,
+    /// Who sent the last request; nobody before one has come from somebody who may.
+    identity: Option<Identity>,
     http: http::Connection,
     input: Input,
     /// Bytes since the last time that others had their turn.
@@ -158,11 +163,26 @@ struct Connection {
 }
 
 /// Serves a connection to its end, then ends the sessions that it opened.
-pub(super) async fn serve(shard: Rc<Shard>, socket: Socket, owner: Owner) {
+pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
     let staging = Heap::new(Arc::clone(&shard.config.staging));
     let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
+    // A handshake takes no longer than a head.
+    entry.deadline.set(Some(Instant::now() + shard.config.shard.head_time_max));
+    shard.waits.want_ticks();
+    let known = match shard.introduce(&mut socket).await {
+        Ok(known) => known,
+        Err(error) => {
+            debug!(?owner, %error, "no handshake");
+            shard.connections.borrow_mut().remove(&owner);
+            // So that the alert arrives.
+            socket.close().await;
+            return shard.connection_ended();
+        }
+    };
     let mut connection = Connection {
+        known,
+        identity: known,
         http: http::Connection::new(shard.config.http),
         input: Input::default(),
         shard: Rc::clone(&shard),
@@ -224,7 +244,7 @@ impl Connection {
         let limits = &self.shard.config.wire;
         let parsed = self.shard.engine.borrow_mut().parse(text, blobs, self.owner, limits);
         let mut batch = match parsed {
-            Ok(batch) => batch,
+            Ok(batch) => batch.of_identity(self.identity.unwrap_or_default()),
             Err(error) => {
                 let message = format!("bad command text: {error}");
                 let text = reply::RemoteException { message: &message }.to_string();
@@ -300,7 +320,13 @@ impl Connection {
                 Event::Request(request) => {
                     let (length, expects_continue) = (request.body, request.expects_continue);
                     let hash = hash_of(&self.shard.config.hash, request.digest);
+                    let access = &self.shard.access;
+                    let identity = access.borrow().of_request(request.authorization, self.known);
                     self.input.consume(consumed);
+                    self.identity = match identity {
+                        Ok(identity) => Some(identity),
+                        Err(denied) => return Ok(self.denied(denied)),
+                    };
                     let hash = match hash {
                         Ok(hash) => hash,
                         Err(text) => return Ok(Arrived::Refused(Status::BadRequest, text)),
@@ -336,7 +362,7 @@ impl Connection {
             if let Err(error) = self.find_room(&mut body).await {
                 return Ok(bad_body(&error));
             }
-            if self.input.is_empty() {
+            if self.input.is_empty() && !self.socket.is_tls() {
                 let run = usize::try_from(self.http.body_run()).unwrap_or(usize::MAX);
                 if let Some(direct) = body.direct(run.min(slice_bytes)) {
                     match self.receive_direct(&mut body, direct).await? {
@@ -434,7 +460,8 @@ impl Connection {
     async fn fill(&mut self) -> io::Result<usize> {
         let limits = &self.shard.config.shard;
         let deadline = match self.http.phase() {
-            Phase::Idle if self.input.is_empty() => None,
+            // Whoever may use the server may pause for as long as they like.
+            Phase::Idle if self.input.is_empty() && self.identity.is_some() => None,
             // The time of a head runs from its first byte.
             Phase::Idle | Phase::Head => {
                 self.entry.deadline.get().or_else(|| Some(Instant::now() + limits.head_time_max))
@@ -458,6 +485,13 @@ impl Connection {
             Some(refusal) => self.refused(refusal),
             None => Arrived::Closed,
         }
+    }
+
+    /// The request came from nobody who may; its body is not looked at.
+    fn denied(&mut self, denied: Denied) -> Arrived {
+        self.identity = None;
+        debug!(owner = ?self.owner, peer = ?self.socket.peer(), ?denied, "request denied");
+        Arrived::Refused(Status::Unauthorized, format!("{denied}\n"))
     }
 
     fn refused(&self, refusal: Refusal) -> Arrived {
@@ -492,6 +526,19 @@ fn bad_body(error: &BodyError) -> Arrived {
 }
 
 impl Shard {
+    /// Who the peer is, as far as the connection alone tells: by its certificate, or else by its
+    /// address.
+    async fn introduce(&self, socket: &mut Socket) -> io::Result<Option<Identity>> {
+        let peer = socket.peer();
+        let certificate = match socket.is_tls() {
+            false => None,
+            true => socket.shake_hands().await?,
+        };
+        let access = self.access.borrow();
+        let shown = certificate.and_then(|certificate| access.of_certificate(certificate));
+        Ok(shown.or_else(|| access.of_address(peer?)))
+    }
+
     /// Waits until a part of an output can be seen.
     pub(super) async fn read(
         &self,

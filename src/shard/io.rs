@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, Range};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -14,10 +14,12 @@ use std::sync::Arc;
 use std::task::Wake;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 
 use super::driver::Reactor;
 use super::ring::{self, Accept, Chunk, Completion, Keep};
+use super::tls::Tls;
 use crate::device::shared::Landing;
 use crate::engine::Output;
 
@@ -27,6 +29,10 @@ const BACKLOG: i32 = 1024;
 const LINGER: Duration = Duration::from_millis(500);
 /// Room for what is received where the ring has no buffer left.
 const SPARE_BYTES: usize = 16 << 10;
+
+/// What is received at once of a TLS connection where more has come than a buffer of the ring's
+/// holds: 16 records.
+const TLS_BYTES: usize = 256 << 10;
 
 /// From how many bytes of a long blob on a shard is woken for them. Its waking up costs the sender
 /// time, some microseconds on a virtual machine, and the sender is who a long blob waits for.
@@ -82,9 +88,9 @@ impl Listener {
         let socket = SockRef::from(&accepted);
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive_idle))?;
-        let peer = socket.peer_addr()?.as_socket();
-        let copies = peer.is_none_or(|peer| peer.ip().to_canonical().is_loopback());
-        Ok(Socket::new(&self.reactor, accepted, !copies))
+        let peer = socket.peer_addr()?.as_socket().map(|peer| peer.ip());
+        let copies = peer.is_none_or(|peer| peer.to_canonical().is_loopback());
+        Ok(Socket { peer, ..Socket::new(&self.reactor, accepted, !copies) })
     }
 }
 
@@ -94,12 +100,18 @@ pub(super) struct Socket {
     fd: Rc<OwnedFd>,
     /// What goes out with the next receive.
     corked: Vec<u8>,
+    /// What came right behind the handshake of TLS, decrypted.
+    early: Vec<u8>,
     /// Whether all that had come was received.
     is_drained: bool,
     low_water: LowWater,
     /// Whether the way to the peer can send memory without a copy. Loopback copies in the end, and
     /// pays for the book-keeping.
     sends_in_place: bool,
+    /// Where the peer is.
+    peer: Option<IpAddr>,
+    /// What is corked is plain, and is encrypted when it is sent.
+    tls: Option<Box<Tls>>,
 }
 
 /// How many bytes have to have come before the owner of a socket hears of them.
@@ -139,20 +151,100 @@ impl Socket {
             reactor: Rc::clone(reactor),
             fd: Rc::new(fd),
             corked: Vec::new(),
+            early: Vec::new(),
             is_drained: true,
             low_water: LowWater(Rc::new(Cell::new(1))),
             sends_in_place,
+            peer: None,
+            tls: None,
         }
     }
 
+    /// Has everything encrypted from now on, after [`Self::shake_hands`].
+    pub(super) fn begin_tls(&mut self, config: Arc<rustls::ServerConfig>) -> io::Result<()> {
+        self.tls = Some(Box::new(Tls::new(config).map_err(io::Error::other)?));
+        Ok(())
+    }
+
+    /// Speaks TLS until both know with whom; the certificate of the peer, if it has shown one.
+    pub(super) async fn shake_hands(
+        &mut self,
+    ) -> io::Result<Option<&rustls::pki_types::CertificateDer<'static>>> {
+        while self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+            let mut early = Vec::new();
+            if !self.receive_tls(&mut early).await? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            // Requests may follow the handshake in the same packet.
+            self.early.append(&mut early);
+        }
+        self.flush().await?;
+        Ok(self.tls.as_ref().and_then(|tls| tls.certificate()))
+    }
+
+    /// Whether what is received is decrypted, so that it cannot be received where it belongs.
+    pub(super) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The address of the peer, where it has one.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
     pub(super) fn handle(&self) -> Handle {
-        Handle { fd: Rc::clone(&self.fd), low_water: self.low_water.clone() }
+        let (fd, low_water) = (Rc::clone(&self.fd), self.low_water.clone());
+        Handle { fd, low_water, is_tls: self.is_tls() }
     }
 
     /// Receives what comes next; nothing is the end. What is corked goes out first.
     pub(super) async fn receive(&mut self) -> io::Result<Received> {
-        self.low_water.set(&self.fd, 1)?;
+        if self.tls.is_none() {
+            let corked = std::mem::take(&mut self.corked);
+            return self.receive_raw(corked).await;
+        }
+        let mut bytes = std::mem::take(&mut self.early);
+        while bytes.is_empty() && self.receive_tls(&mut bytes).await? {}
+        Ok(Received::Spare(bytes))
+    }
+
+    /// Receives and decrypts; false at the end. May come back with nothing for `to`.
+    async fn receive_tls(&mut self, to: &mut Vec<u8>) -> io::Result<bool> {
+        let corked = self.encrypt_corked()?;
+        let received = if self.is_drained {
+            self.receive_raw(corked).await?
+        } else {
+            self.send_raw(corked).await?;
+            let (bytes, _) = self.receive_into(Vec::new(), TLS_BYTES).await?;
+            Received::Spare(bytes)
+        };
+        let Some(tls) = &mut self.tls else { return Ok(false) };
+        if received.is_empty() {
+            return Ok(false);
+        }
+        match tls.decrypt(&received, to) {
+            // What came before the peer's last word counts.
+            Ok(is_last) => Ok(!is_last || !to.is_empty()),
+            Err(error) => {
+                // The peer is told why, if it still listens.
+                let alert = self.encrypt_corked()?;
+                let _ = self.send_raw(alert).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What is corked, as it is sent.
+    fn encrypt_corked(&mut self) -> io::Result<Vec<u8>> {
         let corked = std::mem::take(&mut self.corked);
+        match &mut self.tls {
+            None => Ok(corked),
+            Some(tls) => tls.encrypt(&corked),
+        }
+    }
+
+    async fn receive_raw(&mut self, corked: Vec<u8>) -> io::Result<Received> {
+        self.low_water.set(&self.fd, 1)?;
         let ring = self.reactor.ring();
         let done = if self.reactor.is_watching() && self.is_drained {
             ring.receive_watched(&self.fd, corked).await
@@ -213,12 +305,16 @@ impl Socket {
 
     /// Sends what is corked.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
-        if self.corked.is_empty() {
+        let corked = self.encrypt_corked()?;
+        self.send_raw(corked).await
+    }
+
+    async fn send_raw(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        if bytes.is_empty() {
             return Ok(());
         }
-        let corked = std::mem::take(&mut self.corked);
-        let length = corked.len();
-        whole(self.reactor.ring().send(&self.fd, corked).await, length)
+        let length = bytes.len();
+        whole(self.reactor.ring().send(&self.fd, bytes).await, length)
     }
 
     /// Sends what is corked, and then `part` of an output.
@@ -228,6 +324,9 @@ impl Socket {
         part: Range<usize>,
         zero_copy_bytes_min: usize,
     ) -> io::Result<()> {
+        if self.tls.is_some() {
+            return self.send_encrypted(&output.as_bytes()[part]).await;
+        }
         let corked = std::mem::take(&mut self.corked);
         let length = part.len();
         let in_place = self.sends_in_place && length >= zero_copy_bytes_min;
@@ -235,16 +334,44 @@ impl Socket {
         whole(ring.send_output(&self.fd, corked, output, part, in_place).await, length)
     }
 
+    /// Sends what is corked, and then `bytes`, a piece at a time.
+    async fn send_encrypted(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for piece in bytes.chunks(TLS_BYTES) {
+            let mut sent = self.encrypt_corked()?;
+            if let Some(tls) = &mut self.tls {
+                match sent.is_empty() {
+                    true => sent = tls.encrypt(piece)?,
+                    false => sent.append(&mut tls.encrypt(piece)?),
+                }
+            }
+            self.send_raw(sent).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what is corked, and behind it what ends a TLS connection.
+    async fn say_goodbye(&mut self) -> io::Result<()> {
+        let mut last = self.encrypt_corked()?;
+        if let Some(tls) = &mut self.tls {
+            tls.close();
+            last.append(&mut tls.encrypt(&[])?);
+        }
+        self.send_raw(last).await
+    }
+
     /// Tells the peer that nothing more comes, and waits for its end for a bounded time, so that
     /// what was sent last is not lost to a reset.
     pub(super) async fn close(mut self) {
-        if self.flush().await.is_err()
+        if self.say_goodbye().await.is_err()
             || rustix::net::shutdown(&*self.fd, rustix::net::Shutdown::Write).is_err()
         {
             return;
         }
         let patience = self.reactor.sleep(LINGER);
-        let drained = async { while self.receive().await.is_ok_and(|bytes| !bytes.is_empty()) {} };
+        // What still comes is not looked at, so that it need not be decrypted.
+        let drained = async {
+            while self.receive_raw(Vec::new()).await.is_ok_and(|bytes| !bytes.is_empty()) {}
+        };
         futures_lite::future::or(drained, patience).await;
     }
 }
@@ -266,11 +393,17 @@ fn whole(done: Completion, bytes: usize) -> io::Result<()> {
 pub(super) struct Handle {
     fd: Rc<OwnedFd>,
     low_water: LowWater,
+    is_tls: bool,
 }
 
 impl Handle {
     /// Whether the peer has gone, as far as can be seen without taking bytes.
     pub(super) fn is_gone(&self) -> bool {
+        // The last word of TLS is bytes, which are not looked at.
+        if self.is_tls {
+            let mut ended = [PollFd::new(&*self.fd, PollFlags::RDHUP)];
+            return rustix::event::poll(&mut ended, Some(&Timespec::default())) == Ok(1);
+        }
         let mut byte = [0_u8; 1];
         let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
         match rustix::net::recv(&*self.fd, &mut byte, flags) {

@@ -19,6 +19,7 @@ use super::connection::Unreadable;
 use super::io::{Bell, Doorbell};
 use crate::blob::Digest;
 use crate::engine::{Batch, Blob, Blobs, Home, Output, Owner};
+use crate::identity::{Access, Identity};
 
 /// Messages that a shard's queue holds. A sender that finds it full tries again.
 const QUEUE_LENGTH: usize = 1024;
@@ -26,8 +27,16 @@ const RETRY: Duration = Duration::from_millis(1);
 
 /// What one shard tells another.
 pub(super) enum Message {
+    /// From now on this says who may come.
+    Access(Arc<Access>),
     /// Run this command for one of your sessions.
-    Command { text: String, blob: Option<(Digest, Box<[u8]>)>, from: Home, ticket: u64 },
+    Command {
+        text: String,
+        blob: Option<(Digest, Box<[u8]>)>,
+        identity: Identity,
+        from: Home,
+        ticket: u64,
+    },
     /// Stop accepting, finish what runs.
     Drain,
     /// The outcome of a command that you sent.
@@ -62,6 +71,18 @@ impl Mesh {
         inbox.queue.push(message)?;
         inbox.bell.ring();
         Ok(())
+    }
+
+    /// Sends a message to every shard, from another thread.
+    pub(super) fn send_to_all(&self, message: impl Fn() -> Message) {
+        for home in 0..self.0.len() {
+            // A full queue is emptied within a moment by its shard.
+            let mut message = message();
+            while let Err(back) = self.send(Home(home), message) {
+                message = back;
+                std::thread::yield_now();
+            }
+        }
     }
 
     /// A waker for other threads: it rings the bell of a shard, which then looks at what they may
@@ -100,7 +121,8 @@ impl Shard {
         self.forwarded.waiting.borrow_mut().insert(ticket, Slot::Awaited(None));
         let (text, blob) = batch.forward();
         let blob = blob.map(|(digest, bytes)| (digest, Box::from(&*bytes)));
-        let message = Message::Command { text, blob, from: self.home, ticket };
+        let (identity, from) = (batch.identity(), self.home);
+        let message = Message::Command { text, blob, identity, from, ticket };
         self.send_patiently(to, message).await;
         let outcome = poll_fn(|cx| {
             let mut waiting = self.forwarded.waiting.borrow_mut();
@@ -127,10 +149,11 @@ impl Shard {
             self.waits.wake_compilations();
             while let Some(message) = self.mesh.receive(self.home) {
                 match message {
-                    Message::Command { text, blob, from, ticket } => {
+                    Message::Access(access) => *self.access.borrow_mut() = access,
+                    Message::Command { text, blob, identity, from, ticket } => {
                         let shard = Rc::clone(&self);
                         let task = async move {
-                            let outcome = shard.run_for(&text, blob).await;
+                            let outcome = shard.run_for(identity, &text, blob).await;
                             shard.send_patiently(from, Message::Outcome { ticket, outcome }).await;
                         };
                         self.reactor.spawn(task).detach();
@@ -155,6 +178,7 @@ impl Shard {
     /// Runs a command for another shard.
     async fn run_for(
         self: &Rc<Self>,
+        identity: Identity,
         text: &str,
         blob: Option<(Digest, Box<[u8]>)>,
     ) -> Result<Vec<u8>, String> {
@@ -164,7 +188,7 @@ impl Shard {
         }
         let parsed =
             self.engine.borrow_mut().parse(text.as_bytes(), blobs, Owner::Shard, &self.config.wire);
-        let mut batch = parsed.map_err(|error| error.to_string())?;
+        let mut batch = parsed.map_err(|error| error.to_string())?.of_identity(identity);
         match self.run(&Cancel::default(), &mut batch).await {
             Ok(reply) => self.collect(batch.outcome(reply)?).await.map_err(|e| e.to_string()),
             Err(Gone) => Err("the command was abandoned".to_owned()),

@@ -5,8 +5,8 @@
 //! (`engine`).
 //!
 //! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `body`,
-//! `memory`, `completion` (all waiting), `mesh`, `io` (the seam to the sockets), `driver` (when the
-//! kernel is entered), `ring` (how).
+//! `memory`, `completion` (all waiting), `mesh`, `io` (the seam to the sockets), `tls`, `driver`
+//! (when the kernel is entered), `ring` (how).
 //!
 //! One shard's state is borrowed in one synchronous call at a time; no borrow lives across an
 //! `await`.
@@ -22,6 +22,7 @@ mod mesh;
 mod ring;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -41,6 +42,7 @@ use crate::config::{
 use crate::device::Platform;
 use crate::device::shared::Budget;
 use crate::engine::{Directory, Engine, Home, Owner};
+use crate::identity::Access;
 use completion::Waits;
 use connection::ConnectionEntry;
 use driver::Reactor;
@@ -63,6 +65,10 @@ pub struct Config {
     pub wire: WireLimits,
     /// Account of the memory that bodies are received into.
     pub staging: Arc<Budget>,
+    /// Who may come, until [`Admission::replace`].
+    pub access: Arc<Access>,
+    /// Addresses where TLS is not spoken; on the others it is, where `access` has it.
+    pub plain: Vec<SocketAddr>,
 }
 
 /// Makes a shard's view of the accelerators, on the shard's own thread.
@@ -81,6 +87,8 @@ pub enum StartError {
 
 /// The state of one shard. Methods are in the files beside this one.
 struct Shard {
+    /// Who may come.
+    access: RefCell<Arc<Access>>,
     /// Wakes this shard from other threads.
     bell: Waker,
     config: Config,
@@ -104,9 +112,13 @@ pub struct Server {
     mesh: Mesh,
 }
 
+/// Tells a running server who may come from now on. May be used from any thread.
+#[derive(Clone)]
+pub struct Admission(Mesh);
+
 /// Asks a running server to stop. May be used from any thread.
 #[derive(Clone)]
-pub struct Drain(Mesh, usize);
+pub struct Drain(Mesh);
 
 impl Server {
     /// Starts a shard on each of `cores`, listening on `addresses`.
@@ -121,7 +133,10 @@ impl Server {
         platform: &PlatformMaker,
     ) -> Result<Server, StartError> {
         let (mesh, bells) = Mesh::new(cores.len()).map_err(StartError::Mesh)?;
-        let (addresses, mut listeners) = listen_all(addresses, cores.len())?;
+        let is_tls = config.access.tls().is_some();
+        let all = addresses.iter().map(|address| (*address, is_tls));
+        let all: Vec<_> = all.chain(config.plain.iter().map(|plain| (*plain, false))).collect();
+        let (addresses, mut listeners) = listen_all(&all, cores.len())?;
         let directory = Arc::new(Directory::default());
         let (started, all_started) = mpsc::channel();
         let mut executors = Vec::new();
@@ -159,7 +174,13 @@ impl Server {
     /// The way to stop this server.
     #[must_use]
     pub fn drain(&self) -> Drain {
-        Drain(self.mesh.clone(), self.executors.len())
+        Drain(self.mesh.clone())
+    }
+
+    /// The way to change who may come.
+    #[must_use]
+    pub fn admission(&self) -> Admission {
+        Admission(self.mesh.clone())
     }
 
     /// Waits until the server has drained.
@@ -175,14 +196,14 @@ impl Server {
 impl Drain {
     /// Stops accepting, lets running batches finish, frees everything.
     pub fn begin(&self) {
-        for home in 0..self.1 {
-            // A full queue is emptied within a moment by its shard.
-            let mut message = Message::Drain;
-            while let Err(back) = self.0.send(Home(home), message) {
-                message = back;
-                std::thread::yield_now();
-            }
-        }
+        self.0.send_to_all(|| Message::Drain);
+    }
+}
+
+impl Admission {
+    /// Decides about all requests from now on, those of connections that are open included.
+    pub fn replace(&self, access: &Arc<Access>) {
+        self.0.send_to_all(|| Message::Access(Arc::clone(access)));
     }
 }
 
@@ -210,21 +231,27 @@ pub fn probe() -> Result<(), StartError> {
     ended.map_err(|error| failed(error.to_string()))
 }
 
+/// A listening socket, and whether TLS is spoken there.
+struct Bound {
+    listener: OwnedFd,
+    is_tls: bool,
+}
+
 /// A listening socket for each shard and address. Port 0 is resolved by the first.
 fn listen_all(
-    addresses: &[SocketAddr],
+    addresses: &[(SocketAddr, bool)],
     shards: usize,
-) -> Result<(Vec<SocketAddr>, Vec<Vec<OwnedFd>>), StartError> {
-    let mut listeners: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
+) -> Result<(Vec<SocketAddr>, Vec<Vec<Bound>>), StartError> {
+    let mut listeners: Vec<Vec<Bound>> = (0..shards).map(|_| Vec::new()).collect();
     let mut real = Vec::new();
-    for address in addresses {
-        let mut address = *address;
+    for (address, is_tls) in addresses {
+        let (mut address, is_tls) = (*address, *is_tls);
         io::check_free(address).map_err(|cause| StartError::Address { address, cause })?;
         for listeners in &mut listeners {
             let failed = |cause| StartError::Address { address, cause };
             let listener = io::listen(address).map_err(failed)?;
             address = io::local_address(&listener).map_err(failed)?;
-            listeners.push(listener);
+            listeners.push(Bound { listener, is_tls });
         }
         real.push(address);
     }
@@ -263,7 +290,7 @@ struct Start {
     config: Config,
     directory: Arc<Directory>,
     home: Home,
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<Bound>,
     mesh: Mesh,
     platform: PlatformMaker,
     started: mpsc::Sender<Result<(), String>>,
@@ -281,6 +308,7 @@ impl Start {
     async fn serve(self, reactor: Rc<Reactor>) {
         let engine = Engine::new((self.platform)(), self.config.engine, self.directory, self.home);
         let shard = Rc::new(Shard {
+            access: RefCell::new(Arc::clone(&self.config.access)),
             bell: self.mesh.waker(self.home),
             connections: RefCell::default(),
             draining: Cell::new(false),
@@ -301,8 +329,9 @@ impl Start {
         let accepting: Vec<_> = self
             .listeners
             .into_iter()
-            .map(|listener| {
-                reactor.spawn(Rc::clone(&shard).accept(Listener::new(&reactor, listener)))
+            .map(|Bound { listener, is_tls }| {
+                let listener = Listener::new(&reactor, listener);
+                reactor.spawn(Rc::clone(&shard).accept(listener, is_tls))
             })
             .collect();
         // The starter may have given up already; then this shard ends with the process.

@@ -30,8 +30,14 @@ pub(crate) fn body_of(text: &str, blobs: &[&[u8]]) -> Vec<u8> {
 
 /// A request with this body.
 pub(crate) fn request_of(body: &[u8]) -> Vec<u8> {
+    request_with("", body)
+}
+
+/// A request with this body and more fields, each with its line end.
+pub(crate) fn request_with(fields: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
-    let head = format!("POST /batch HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+    let head =
+        format!("POST /batch HTTP/1.1\r\nHost: h\r\n{fields}Content-Length: {length}\r\n\r\n");
     [head.as_bytes(), body].concat()
 }
 
@@ -64,6 +70,8 @@ impl Reply {
 pub(crate) struct Client {
     pub(crate) stream: TcpStream,
     nonce: String,
+    /// More fields of each request.
+    fields: String,
 }
 
 impl Client {
@@ -72,7 +80,12 @@ impl Client {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        Client { stream, nonce: nonce.to_owned() }
+        Client { stream, nonce: nonce.to_owned(), fields: String::new() }
+    }
+
+    /// The same, sending a token from now on.
+    pub(crate) fn with_token(self, token: &str) -> Client {
+        Client { fields: format!("Authorization: Bearer {token}\r\n"), ..self }
     }
 
     /// `session=...` of the session of device `index`, as every command has it.
@@ -83,7 +96,7 @@ impl Client {
     /// Sends a batch without waiting for its reply.
     pub(crate) fn send(&mut self, commands: &[String], blobs: &[&[u8]]) {
         let body = body_of(&format!("[{}]", commands.join(", ")), blobs);
-        self.stream.write_all(&request_of(&body)).unwrap();
+        self.stream.write_all(&request_with(&self.fields, &body)).unwrap();
     }
 
     /// Sends a batch and receives its reply.

@@ -21,7 +21,7 @@ use crate::engine::buffer::Buffer;
 use crate::engine::program::{dimension, kernel_value};
 use crate::engine::session::SessionId;
 use crate::engine::{Cause, Engine};
-use crate::wire::command::{self, BufferNumber, GraphItem, SessionKey};
+use crate::wire::command::{self, BufferNumber, GraphItem};
 use crate::wire::symbolic::{Integer, Variable};
 
 /// A graph that is being recorded.
@@ -59,13 +59,14 @@ struct Part {
 }
 
 impl Recorder {
-    /// Names an input, in their order.
+    /// Names an input, in their order; the graph is one of session `at`.
     pub(super) fn input(
         &mut self,
         engine: &Engine,
+        at: SessionId,
         name: &command::BufferName<'_>,
     ) -> Result<(), Cause> {
-        let session = engine.other_session(&name.session)?;
+        let session = engine.other_session(at, &name.session)?;
         engine.get(session)?.buffer(name.buffer)?;
         let position = self.graph.inputs.len();
         self.inputs.entry((session, name.buffer)).or_insert(position);
@@ -73,10 +74,19 @@ impl Recorder {
         Ok(())
     }
 
-    pub(super) fn item(&mut self, engine: &Engine, item: &GraphItem<'_>) -> Result<(), Cause> {
+    pub(super) fn item(
+        &mut self,
+        engine: &Engine,
+        at: SessionId,
+        item: &GraphItem<'_>,
+    ) -> Result<(), Cause> {
         match item {
-            GraphItem::Compute(item) => self.launch(engine, item),
-            GraphItem::Transfer { session, transfer } => self.copy(engine, session, transfer),
+            GraphItem::Compute(item) => self.launch(engine, at, item),
+            GraphItem::Transfer { session, transfer } => {
+                let from = engine.other_session(at, session)?;
+                let to = engine.other_session(at, &transfer.destination_session)?;
+                self.copy(engine, (from, transfer.source), (to, transfer.destination))
+            }
         }
     }
 
@@ -91,9 +101,10 @@ impl Recorder {
     fn launch(
         &mut self,
         engine: &Engine,
+        at: SessionId,
         item: &command::GraphComputeItem<'_>,
     ) -> Result<(), Cause> {
-        let session = engine.other_session(&item.session)?;
+        let session = engine.other_session(at, &item.session)?;
         let program = engine.get(session)?.names().program(&item.name, item.source)?;
         let program = Rc::clone(program);
         let part = self.part(session);
@@ -124,12 +135,9 @@ impl Recorder {
     fn copy(
         &mut self,
         engine: &Engine,
-        session: &SessionKey<'_>,
-        c: &command::Transfer<'_>,
+        (from_session, from_number): (SessionId, BufferNumber),
+        (to_session, to_number): (SessionId, BufferNumber),
     ) -> Result<(), Cause> {
-        let from_session = engine.other_session(session)?;
-        let to_session = engine.other_session(&c.destination_session)?;
-        let (from_number, to_number) = (c.source, c.destination);
         let from = engine.get(from_session)?.buffer(from_number)?;
         let to = engine.get(to_session)?.buffer(to_number)?;
         if from.bytes != to.bytes {

@@ -1,0 +1,308 @@
+//! TLS, with a client of the same library and certificates that lie in `tests/tls`.
+
+mod support;
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use support::client::{Client, body_of, request_of, request_with};
+use support::holdings::Holdings;
+use support::wait::wait_until;
+use support::{Server, ServerBuilder, scratch_file};
+
+const TOKEN: &str = "ann-0123456789abcdefghijklmnop";
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
+}
+
+/// A copy of a file that its owner alone may read, which goes when it is dropped.
+struct Private(PathBuf);
+
+impl Private {
+    fn new(text: &str) -> Private {
+        let path = scratch_file("private");
+        fs::write(&path, text).expect("the scratch folder can be written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is our own");
+        Private(path)
+    }
+
+    fn key() -> Private {
+        Private::new(&fs::read_to_string(file("server.key")).expect("it is in the tree"))
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        // Best effort: the folder belongs to the build and goes with it.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn arguments(key: &Private) -> Vec<String> {
+    let (certificate, key) = (file("server.pem"), key.0.display());
+    vec![format!("--tls-cert={}", certificate.display()), format!("--tls-key={key}")]
+}
+
+fn builder(key: &Private) -> ServerBuilder {
+    arguments(key).iter().fold(Server::builder(), |builder, argument| builder.arg(argument))
+}
+
+/// A server that knows clients by the certificates of `ca.pem`.
+fn mutual(key: &Private) -> ServerBuilder {
+    builder(key).arg(&format!("--client-ca={}", file("ca.pem").display()))
+}
+
+type Stream = StreamOwned<ClientConnection, TcpStream>;
+
+/// Connects; the handshake is not done yet.
+fn connect(address: SocketAddr, certificate: Option<&str>) -> Stream {
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(file("ca.pem")).expect("a certificate");
+    roots.add(ca).expect("an authority");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3 is there")
+        .with_root_certificates(roots);
+    let config = match certificate {
+        None => config.with_no_client_auth(),
+        Some(name) => {
+            let certificate = CertificateDer::from_pem_file(file(name)).expect("a certificate");
+            let key = PrivateKeyDer::from_pem_file(file("client.key")).expect("a key");
+            config.with_client_auth_cert(vec![certificate], key).expect("they belong together")
+        }
+    };
+    let name = ServerName::try_from("localhost").expect("a name");
+    let connection = ClientConnection::new(Arc::new(config), name).expect("a configuration");
+    let stream = TcpStream::connect(address).expect("the server listens");
+    stream.set_nodelay(true).expect("a socket");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("not zero");
+    StreamOwned::new(connection, stream)
+}
+
+/// Receives one reply.
+fn receive(stream: &mut Stream) -> io::Result<(u16, Vec<u8>)> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).map_err(io::Error::other)?;
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    let length = length.and_then(|length| length.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    Ok((status.ok_or(io::ErrorKind::InvalidData)?, body))
+}
+
+fn exchange(stream: &mut Stream, request: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+    stream.write_all(request)?;
+    stream.flush()?;
+    receive(stream)
+}
+
+/// Spells commands. Its own connection is not used.
+fn words(server: &Server) -> Client {
+    Client::connect(server.address(), "a")
+}
+
+fn batch(stream: &mut Stream, commands: &[String], blobs: &[&[u8]]) -> (u16, Vec<u8>) {
+    let body = body_of(&format!("[{}]", commands.join(", ")), blobs);
+    exchange(stream, &request_of(&body)).expect("an answer")
+}
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|i| u8::try_from((i * 7 + i / 256) % 251).expect("below 251")).collect()
+}
+
+#[test]
+fn blobs_of_every_length_go_there_and_back_over_tls() {
+    let key = Private::key();
+    let server = builder(&key).start();
+    let words = words(&server);
+    let mut stream = connect(server.address(), None);
+    for bytes in [1, 100, 16_000, 16_384, 16_385, 40_000, 300_000, 5_000_003] {
+        let blob = pattern(bytes);
+        let commands = [
+            words.alloc(1, bytes as u64),
+            words.copy_in(1, &blob),
+            words.copy_out(1),
+            format!("BufferFree({}, buffer_num=1)", words.session(0)),
+        ];
+        let (status, reply) = batch(&mut stream, &commands, &[&blob]);
+        assert_eq!(status, 200, "{bytes}: {}", String::from_utf8_lossy(&reply));
+        assert!(reply == blob, "{bytes} bytes");
+    }
+    // Long text, in requests that come close together.
+    let text = vec![format!("GetProperties({})", words.session(0)); 5_000].join(", ");
+    let request = request_of(&body_of(&format!("[{text}]"), &[]));
+    stream.write_all(&[&request[..], &request, &request].concat()).unwrap();
+    for _ in 0..3 {
+        let (status, reply) = receive(&mut stream).unwrap();
+        assert!(status == 200 && reply.starts_with(b"RemoteProperties("));
+    }
+}
+
+#[test]
+fn certificate_is_the_identity_of_its_dns_name() {
+    let key = Private::key();
+    let server = mutual(&key).start();
+    let words = words(&server);
+    let mut ann = connect(server.address(), Some("ann.pem"));
+    let make = [words.alloc(1, 16)];
+    assert_eq!(batch(&mut ann, &make, &[]).0, 200);
+    let out = [words.copy_out(1)];
+    let mut again = connect(server.address(), Some("ann.pem"));
+    assert_eq!(batch(&mut again, &out, &[]).0, 200);
+    let mut bob = connect(server.address(), Some("bob.pem"));
+    let (status, reply) = batch(&mut bob, &out, &[]);
+    assert_eq!(status, 500);
+    assert!(String::from_utf8_lossy(&reply).contains("unknown buffer 1"));
+    // A certificate that may be either's is nobody's.
+    let mut either = connect(server.address(), Some("ambiguous.pem"));
+    assert_eq!(batch(&mut either, &out, &[]).0, 401);
+}
+
+#[test]
+fn certificate_that_is_missing_expired_or_a_strangers_is_refused() {
+    let key = Private::key();
+    let server = mutual(&key).start();
+    for (certificate, alert) in [
+        (None, "CertificateRequired"),
+        (Some("expired.pem"), "CertificateExpired"),
+        (Some("stranger.pem"), "UnknownCA"),
+    ] {
+        let mut stream = connect(server.address(), certificate);
+        let refused = exchange(&mut stream, &request_of(&body_of("[]", &[]))).unwrap_err();
+        let refused = refused.to_string();
+        assert!(refused.contains(alert), "{certificate:?}: {refused}");
+    }
+    let mut ann = connect(server.address(), Some("ann.pem"));
+    assert_eq!(batch(&mut ann, &[], &[]).0, 200);
+}
+
+#[test]
+fn token_over_tls_needs_no_certificate() {
+    let key = Private::key();
+    let tokens = Private::new(&format!("ann {TOKEN}\n"));
+    let server = mutual(&key).arg(&format!("--token-file={}", tokens.0.display())).start();
+    let mut stream = connect(server.address(), None);
+    assert_eq!(batch(&mut stream, &[], &[]).0, 401);
+    let fields = format!("Authorization: Bearer {TOKEN}\r\n");
+    let request = request_with(&fields, &body_of("[]", &[]));
+    assert_eq!(exchange(&mut stream, &request).unwrap().0, 200);
+    let mut ann = connect(server.address(), Some("ann.pem"));
+    assert_eq!(batch(&mut ann, &[], &[]).0, 200);
+    // An expired certificate is refused all the same.
+    let mut expired = connect(server.address(), Some("expired.pem"));
+    assert!(exchange(&mut expired, &request).is_err());
+}
+
+#[test]
+fn peer_that_does_not_shake_hands_is_not_kept() {
+    let key = Private::key();
+    let server = builder(&key).arg("--head-timeout=0.3").start();
+    let mut known = connect(server.address(), None);
+    assert_eq!(batch(&mut known, &[], &[]).0, 200);
+    let descriptors = || Holdings::of(server.pid()).descriptors;
+    let before = descriptors();
+    for begun in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"] {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(begun).unwrap();
+        // What comes may be an alert; then the end.
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all);
+    }
+    // Somebody who speaks plain HTTP hears of it at once.
+    let mut plain = TcpStream::connect(server.address()).unwrap();
+    plain.write_all(&request_of(&body_of("[]", &[]))).unwrap();
+    let mut said = Vec::new();
+    let _ = plain.read_to_end(&mut said);
+    assert_eq!(said.first(), Some(&21), "an alert: {said:?}");
+    wait_until("nothing is kept", || descriptors() <= before);
+    assert_eq!(batch(&mut known, &[], &[]).0, 200);
+}
+
+#[test]
+fn client_that_says_goodbye_during_an_endless_kernel_is_cleaned_up() {
+    let key = Private::key();
+    let server = builder(&key).start();
+    let words = words(&server);
+    let source = "void bad(volatile int* data0) { for (;;) { data0[0] = 1; } }";
+    let commands =
+        [words.alloc(1, 16), words.program("bad", source), words.exec("bad", source, &[1], true)];
+    let mut stream = connect(server.address(), None);
+    let body = body_of(&format!("[{}]", commands.join(", ")), &[source.as_bytes()]);
+    stream.write_all(&request_of(&body)).unwrap();
+    wait_until("the kernel runs", || Holdings::of(server.pid()).children == 1);
+    stream.conn.send_close_notify();
+    stream.flush().unwrap();
+    stream.conn.write_tls(&mut stream.sock).unwrap();
+    drop(stream);
+    wait_until("its worker is gone", || Holdings::of(server.pid()).children == 0);
+}
+
+#[test]
+fn end_of_a_connection_is_said() {
+    let key = Private::key();
+    let server = builder(&key).start();
+    let mut stream = connect(server.address(), None);
+    let request = request_with("Connection: close\r\n", &body_of("[]", &[]));
+    assert_eq!(exchange(&mut stream, &request).unwrap().0, 200);
+    // Without close_notify this is an error.
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn plain_address_beside_tls_takes_plain_requests() {
+    let key = Private::key();
+    let server = builder(&key).arg("--listen-plain=127.0.0.1:0").start();
+    let line = server.ready_line();
+    let plain = line.split(&[' ', ',']).filter_map(|word| word.parse().ok()).nth(1);
+    let plain = plain.unwrap_or_else(|| panic!("no second address: {line}"));
+    Client::connect(plain, "a").batch(&[], &[]).ok();
+    let mut stream = connect(server.address(), None);
+    assert_eq!(batch(&mut stream, &[], &[]).0, 200);
+}
+
+#[test]
+fn bad_files_of_tls_are_refused_with_the_remedy() {
+    let (key, other) = (Private::key(), Private::new("nothing\n"));
+    let other_key = Private::new(&fs::read_to_string(file("client.key")).unwrap());
+    let said = |arguments: &[String]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_outboard"))
+            .args(["serve", "--listen=127.0.0.1:0"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{words}");
+        words
+    };
+    fs::set_permissions(&other_key.0, fs::Permissions::from_mode(0o604)).unwrap();
+    let words = said(&arguments(&other_key));
+    assert!(words.contains("chmod 600"), "{words}");
+    fs::set_permissions(&other_key.0, fs::Permissions::from_mode(0o640)).unwrap();
+    let words = said(&arguments(&other_key));
+    assert!(words.contains("--tls-key"), "{words}");
+    let words = said(&arguments(&other));
+    assert!(words.contains("no private key in PEM"), "{words}");
+    let mut arguments = arguments(&key);
+    arguments.push(format!("--client-ca={}", other.0.display()));
+    let words = said(&arguments);
+    assert!(words.contains("no certificate in PEM"), "{words}");
+}
