@@ -6,7 +6,7 @@
 //!
 //! Programs are named by their binary: `add1` adds 1 to each byte of its first buffer, `fail`
 //! cannot be loaded, `fault` ends the device, `hang` does not end, launches of `refuse` are
-//! refused, any other does nothing.
+//! refused, any other does nothing. Source that begins with `broken` cannot be compiled.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -23,7 +23,7 @@ use super::{
     Code, Device, DeviceError, Fence, Graph, GraphBuffer, GraphRun, GraphStep, HostBytes, Launch,
     Memory, Platform, Point, Program, Recording, Region, Renderer, Source, Span, Status,
 };
-use crate::compile;
+use crate::compile::{self, CompileError};
 
 /// Devices in this process. Compiling a source gives the source.
 pub struct NullPlatform {
@@ -59,13 +59,15 @@ impl Platform for NullPlatform {
         Renderer { module, class, arguments: "()".to_owned() }
     }
 
-    fn open(&mut self, _index: u64) -> Result<Box<dyn Device>, DeviceError> {
-        let device = NullDevice::open(Arc::clone(&self.budget), self.control.clone())?;
+    fn open(&mut self, index: u64) -> Result<Box<dyn Device>, DeviceError> {
+        let device = NullDevice::open(index, Arc::clone(&self.budget), self.control.clone())?;
         Ok(Box::new(device))
     }
 
     fn compile(&mut self, _index: u64, source: Arc<[u8]>) -> compile::Ticket {
-        compile::Ticket::ready(Ok(source))
+        let is_broken = source.starts_with(b"broken");
+        let rejected = || CompileError::Rejected { message: "the source is broken".to_owned() };
+        compile::Ticket::ready(if is_broken { Err(rejected()) } else { Ok(source) })
     }
 }
 
@@ -121,6 +123,19 @@ impl NullControl {
     #[must_use]
     pub fn opened(&self) -> usize {
         self.0.queues.borrow().len()
+    }
+
+    /// The ordinal by which a device was opened.
+    #[must_use]
+    pub fn ordinal(&self, device: usize) -> u64 {
+        self.0.queues.borrow()[device].borrow().ordinal
+    }
+
+    /// Whether a device is still somebody's, be it lost or not.
+    #[must_use]
+    pub fn is_open(&self, device: usize) -> bool {
+        // The other owner of a queue is its device.
+        Rc::strong_count(&self.0.queues.borrow()[device]) > 1
     }
 
     /// Ends a device.
@@ -185,6 +200,7 @@ struct Entry {
 
 /// What is queued on one device, and how far it has come.
 struct Queue {
+    ordinal: u64,
     entries: VecDeque<Entry>,
     completed: u64,
     timeline: Rc<Timeline>,
@@ -302,10 +318,14 @@ pub struct NullDevice {
 }
 
 impl NullDevice {
-    fn open(budget: Arc<Budget>, control: NullControl) -> Result<NullDevice, DeviceError> {
+    fn open(
+        ordinal: u64,
+        budget: Arc<Budget>,
+        control: NullControl,
+    ) -> Result<NullDevice, DeviceError> {
         let timeline = Timeline::create()?;
         let (entries, lost, grave) = (VecDeque::new(), None, Rc::<Graveyard>::default());
-        let queue = Queue { entries, completed: 0, timeline: Rc::clone(&timeline), lost };
+        let queue = Queue { ordinal, entries, completed: 0, timeline: Rc::clone(&timeline), lost };
         let queue = Rc::new(RefCell::new(queue));
         control.0.queues.borrow_mut().push(Rc::clone(&queue));
         Ok(NullDevice {

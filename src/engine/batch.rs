@@ -280,6 +280,12 @@ impl<'t> Batch<'t> {
         self.identity
     }
 
+    /// How many commands have come to their end, and how many of them failed.
+    #[must_use]
+    pub fn outcomes(&self) -> (usize, usize) {
+        (self.next, usize::from(self.failure.is_some()) + self.failures_more)
+    }
+
     /// Whether more than one command names the blob.
     pub(super) fn names_twice(&self, blob: &Digest) -> bool {
         let named_twice = self.named_twice.get_or_init(|| {

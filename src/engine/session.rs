@@ -104,6 +104,12 @@ impl Directory {
         Claim::Ours
     }
 
+    /// How many sessions there are, on all shards.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.lock().homes.len()
+    }
+
     /// The session's home, if it exists.
     fn find(&self, wanted: Wanted<'_, '_>) -> Option<Home> {
         self.lock().homes.get(&wanted).copied()
@@ -342,6 +348,11 @@ impl Sessions {
         std::mem::take(&mut self.opened)
     }
 
+    /// The other shard on which a session lives.
+    fn elsewhere(&self, wanted: Wanted<'_, '_>) -> Option<Home> {
+        self.directory.find(wanted).filter(|home| *home != self.home)
+    }
+
     fn begin(
         &mut self,
         Wanted(identity, key): Wanted<'_, '_>,
@@ -428,6 +439,10 @@ impl Engine {
         }
         if owner == Owner::Shard {
             return Err(Cause::SessionEnded.into());
+        }
+        // What lives elsewhere is not opened here, and counts for whoever opened it.
+        if let Some(home) = self.sessions.elsewhere(wanted) {
+            return Err(Stop::Forward(home));
         }
         let limit = self.limits.sessions_per_connection_max;
         if self.sessions.count_of(owner) >= limit {

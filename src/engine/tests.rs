@@ -572,3 +572,17 @@ fn session_of_another_shard_is_forwarded_there() {
     };
     assert!(text.contains("the session has ended"), "{text}");
 }
+
+#[test]
+fn session_of_another_shard_is_reached_by_a_connection_that_can_open_no_more() {
+    let directory = Arc::new(Directory::default());
+    let mut here = Bench::with(Arc::clone(&directory), Home(0));
+    let mut there = Bench::with(directory, Home(1));
+    there.ok("GetProperties(session=$c)");
+    here.engine.limits.sessions_per_connection_max = 1;
+    here.ok("GetProperties(session=$a)");
+    here.fails_with("GetProperties(session=$b)", "too many sessions");
+    let mut batch = parse("GetProperties(session=$c)");
+    let progress = here.engine.advance(&mut batch, here.now);
+    assert!(matches!(progress, Progress::Forward(Home(1))), "{progress:?}");
+}

@@ -1,0 +1,17 @@
+//! Any history of clients, shards, slow and mortal devices and dying connections is as the
+//! reference model says. The simulator and the model are those of `tests/pair.rs`; the input makes
+//! the choices that a seed makes there.
+#![no_main]
+
+#[path = "../../tests/pair/mod.rs"]
+mod sim;
+
+use libfuzzer_sys::fuzz_target;
+use sim::pick::Pick;
+use sim::world::simulate;
+
+fuzz_target!(|choices: &[u8]| {
+    if let Err(difference) = simulate(Pick::of_bytes(choices), None) {
+        panic!("{difference}");
+    }
+});
