@@ -7,7 +7,7 @@ use std::fmt;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::compile::{SandboxStatus, Toolchain};
+use crate::compile::{self, SandboxStatus, Toolchain};
 use crate::config::CompileConfig;
 use crate::device::gpu::{self, Vendor};
 use crate::shard;
@@ -51,6 +51,8 @@ pub fn run() -> bool {
     lines.extend(sandbox());
     lines.extend(accelerator("CUDA", Vendor::Nvidia));
     lines.extend(accelerator("HIP", Vendor::Amd));
+    lines.push(gpu_compiler("NVRTC", compile::Kind::Nvrtc));
+    lines.push(gpu_compiler("comgr", compile::Kind::Comgr));
     lines.push(rdma());
     lines.iter().for_each(|line| println!("{line}"));
     !lines.iter().any(|line| matches!(line.verdict, Verdict::Needs { .. }))
@@ -165,6 +167,12 @@ fn accelerator(subject: &'static str, vendor: Vendor) -> Vec<Line> {
             vec![Line { subject, verdict, found: absent.to_string() }]
         }
     }
+}
+
+fn gpu_compiler(subject: &'static str, kind: compile::Kind) -> Line {
+    let compile::Report { found, remedy } = compile::Report::of(kind, &CompileConfig::default());
+    let verdict = remedy.map_or(Verdict::Ok, |remedy| Verdict::Lacks { remedy });
+    Line { subject, verdict, found }
 }
 
 fn rdma() -> Line {
