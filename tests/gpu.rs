@@ -7,7 +7,7 @@
 //!
 //!     REQUIRE_GPU=1 cargo test --release --test gpu -- --nocapture --test-threads 1
 //!
-//! `OUTBOARD_TEST_GPU=cuda|hip|cpu` stands in for looking; `OUTBOARD_TEST_BYTES` is how much is sent
+//! `OUTBOARD_TEST_GPU=cuda|hip|cpu` stands in for looking; `OUTBOARD_TEST_BYTES` is what is sent
 //! up and down. Where the server leaves something to the driver, what the driver does is found out
 //! and not required: such lines begin with `FOUND`. For a machine without Rust see `perf/gpu`.
 //!

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reading, Reply, Rest};
 pub use cause::Cause;
-pub use session::{Claim, Directory, Home, Owner, SessionId};
+pub use session::{Directory, Home, Owner, SessionId};
 
 use crate::compile;
 use crate::config::{EngineLimits, WireLimits};

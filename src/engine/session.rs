@@ -69,7 +69,7 @@ impl hashbrown::Equivalent<Name> for Wanted<'_, '_> {
 
 /// What [`Directory::claim`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
+enum Claim {
     /// The session is new, and its identity has as many as it may have.
     Full,
     /// The session is new, and its home is the shard that asked.

@@ -155,6 +155,9 @@ def train(arguments):
         parts = [np.ascontiguousarray(part) for part in (tokens[:, :-1], tokens[:, 1:])]
         losses.append(step(*(Tensor(part).realize() for part in parts)).item())
         seconds.append(time.perf_counter() - began)
+    # Nobody can foresee random tokens: whoever does it better than guessing computes nonsense.
+    if not all(np.log(vocabulary) / 2 < loss < np.inf for loss in losses):
+        sys.exit(f"these are no losses of random tokens: {losses}")
     print(json.dumps({"device": Device.DEFAULT, "losses": losses, "seconds": seconds}))
 
 
