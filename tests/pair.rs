@@ -4,6 +4,8 @@
 //! A difference names its seed in one line:
 //! `OUTBOARD_PAIR_SEED=17 cargo test --test pair replay -- --nocapture`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "pair/mod.rs"]
 #[expect(unreachable_pub, reason = "the fuzzers have these modules too")]
 mod sim;

@@ -37,6 +37,53 @@ impl Model {
     fn check_act(&self, started: &Started, session: &Session, check: &mut Check) -> Checked {
         let (home, uid) = (started.place.home, session.uid);
         match &started.command.act {
+            Act::GetProperties | Act::GraphAlloc { .. } | Act::SessionFree => Ok(()),
+            Act::GraphExec { graph, inputs, value, .. } => {
+                self.check_run(home, session, *graph, inputs, *value, check)
+            }
+            Act::GraphFree { graph } => {
+                let thing = Thing::Graph(*graph);
+                let known = session.graphs.contains_key(graph) || session.is_missing(&thing);
+                if known { Ok(()) } else { fail(format!("unknown graph {graph}:")) }
+            }
+            Act::ProgramAlloc { name, is_sent } => {
+                self.check_program(session, name, *is_sent, check)
+            }
+            Act::ProgramExec { name, buffers, value, size, .. } => {
+                if i32::try_from(*value).is_err() {
+                    return fail(format!("value {value} does not fit"));
+                }
+                if let Some(size) = size
+                    && *size < 1
+                {
+                    return fail(format!("global size {size} is not a launch size"));
+                }
+                check.needs.push(uid);
+                self.program(session, name)?;
+                buffers.iter().try_for_each(|number| self.buffer(session, *number).map(drop))
+            }
+            Act::ProgramFree { name } => {
+                let thing = Thing::Program(*name);
+                let known = session.programs.contains_key(name) || session.is_missing(&thing);
+                if known { Ok(()) } else { fail(format!("unknown program ({}, ", name.0)) }
+            }
+            Act::Unsupported(0) => fail("BatchTransfer to another host"),
+            Act::Unsupported(_) => fail("this server has no RDMA"),
+            Act::BufferAlloc { .. }
+            | Act::BufferFree { .. }
+            | Act::BufferOffset { .. }
+            | Act::CopyIn { .. }
+            | Act::CopyOut { .. } => self.check_buffer_act(started, session, check),
+            Act::Event { .. } | Act::Transfer { .. } | Act::Wait { .. } => {
+                self.check_meeting(started, session, check)
+            }
+        }
+    }
+
+    /// Buffers and their bytes.
+    fn check_buffer_act(&self, started: &Started, session: &Session, check: &mut Check) -> Checked {
+        let uid = session.uid;
+        match &started.command.act {
             Act::BufferAlloc { buffer, size, wish } => {
                 match wish {
                     Wish::ExternalPointer => return fail("external_ptr is refused"),
@@ -80,6 +127,14 @@ impl Model {
                 if reads { &mut check.needs } else { &mut check.looks }.push(uid);
                 self.buffer(session, *buffer).map(drop)
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where two sessions have to do with each other.
+    fn check_meeting(&self, started: &Started, session: &Session, check: &mut Check) -> Checked {
+        let (home, uid) = (started.place.home, session.uid);
+        match &started.command.act {
             Act::Event { to, host, .. } => {
                 if *host != "h" {
                     return fail("Event to another host");
@@ -92,36 +147,6 @@ impl Model {
                     check.needs.push(uid);
                 }
                 Ok(())
-            }
-            Act::GetProperties | Act::GraphAlloc { .. } | Act::SessionFree => Ok(()),
-            Act::GraphExec { graph, inputs, value, .. } => {
-                self.check_run(home, session, *graph, inputs, *value, check)
-            }
-            Act::GraphFree { graph } => {
-                let thing = Thing::Graph(*graph);
-                let known = session.graphs.contains_key(graph) || session.is_missing(&thing);
-                if known { Ok(()) } else { fail(format!("unknown graph {graph}:")) }
-            }
-            Act::ProgramAlloc { name, is_sent } => {
-                self.check_program(session, name, *is_sent, check)
-            }
-            Act::ProgramExec { name, buffers, value, size, .. } => {
-                if i32::try_from(*value).is_err() {
-                    return fail(format!("value {value} does not fit"));
-                }
-                if let Some(size) = size
-                    && *size < 1
-                {
-                    return fail(format!("global size {size} is not a launch size"));
-                }
-                check.needs.push(uid);
-                self.program(session, name)?;
-                buffers.iter().try_for_each(|number| self.buffer(session, *number).map(drop))
-            }
-            Act::ProgramFree { name } => {
-                let thing = Thing::Program(*name);
-                let known = session.programs.contains_key(name) || session.is_missing(&thing);
-                if known { Ok(()) } else { fail(format!("unknown program ({}, ", name.0)) }
             }
             Act::Transfer { from, to, host, to_buffer } => {
                 if *host != "h" {
@@ -140,8 +165,6 @@ impl Model {
                      {right}"
                 ))
             }
-            Act::Unsupported(0) => fail("BatchTransfer to another host"),
-            Act::Unsupported(_) => fail("this server has no RDMA"),
             Act::Wait { event } => match session.events.get(event) {
                 None => fail(format!("nobody set event {event} within")),
                 // Set by another session: its queue is waited for.
@@ -151,6 +174,7 @@ impl Model {
                 }
                 Some(false) => Ok(()),
             },
+            _ => Ok(()),
         }
     }
 

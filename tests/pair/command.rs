@@ -389,7 +389,7 @@ impl Author {
         self.known(at).programs.insert(name);
         request.commands.push(Command { at, act: Act::ProgramAlloc { name, is_sent: false } });
         for buffer in 1..4 {
-            let size = if self.has_long_blobs && buffer == 3 { LONG } else { 4 };
+            let size = if self.has_long_blobs && buffer > 1 { LONG } else { 4 };
             let act = Act::BufferAlloc { buffer, size, wish: Wish::None };
             self.known(at).buffers.insert(buffer, size);
             request.commands.push(Command { at, act });
@@ -398,6 +398,28 @@ impl Author {
                 request.commands.push(Command { at, act });
             }
         }
+        if self.has_long_blobs && pick.percent(50) {
+            self.use_twice(pick, at, request);
+        }
+        if pick.percent(60) {
+            let act = Act::BufferOffset { buffer: 5, size: 2, offset: 2, base: 1 };
+            self.known(at).buffers.insert(5, 2);
+            request.commands.push(Command { at, act });
+        }
+    }
+
+    /// A long blob into two buffers, of which the first is changed in between.
+    fn use_twice(&mut self, pick: &mut Pick, at: Key, request: &mut Request) {
+        let first = self.copy_in(pick, at, 2, request);
+        let (name, wait) = (('p', 0), false);
+        let (buffers, value, size) = (vec![2], 1, None);
+        let change = Act::ProgramExec { name, buffers, value, size, wait };
+        let mut second = first.clone();
+        if let Act::CopyIn { buffer, .. } = &mut second {
+            *buffer = 3;
+        }
+        let acts = [first, change, second];
+        request.commands.extend(acts.map(|act| Command { at, act }));
     }
 
     fn known(&mut self, at: Key) -> &mut Known {
@@ -527,7 +549,7 @@ impl Author {
             0..5 => {
                 let (base, buffer) = (self.buffer(pick, at), self.new_buffer(pick, at));
                 let size = pick.of(&[1, 2, 2, 3, 4, 4, 4, 5]);
-                let offset = pick.of(&[0, 0, 0, 0, 1, 1, 2, u64::MAX]);
+                let offset = pick.of(&[0, 0, 0, 1, 1, 1, 2, 2, u64::MAX]);
                 self.known(at).buffers.entry(buffer).or_insert(size);
                 Act::BufferOffset { buffer, size, offset, base }
             }

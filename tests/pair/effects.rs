@@ -18,52 +18,6 @@ impl Model {
         let mistake = self.mistake;
         let Some(session) = self.sessions.get_mut(&key).filter(|s| s.uid == uid) else { return };
         match &started.command.act {
-            Act::BufferAlloc { buffer, size, .. } => {
-                let region = Region {
-                    owner: uid,
-                    bytes: vec![FRESH; usize::try_from(*size).expect("small")],
-                    depends: BTreeSet::new(),
-                    writes: BTreeMap::new(),
-                    is_racy: false,
-                    alphabet: Rc::clone(&session.alphabet),
-                };
-                let bytes = region.bytes.len();
-                session.forget(&Thing::Buffer(*buffer));
-                let region = Rc::new(RefCell::new(region));
-                session.buffers.insert(*buffer, View { region, offset: 0, bytes });
-            }
-            Act::BufferFree { buffer } => {
-                session.forget(&Thing::Buffer(*buffer));
-                let freed = session.buffers.remove(buffer);
-                if mistake == Some(Mistake::FreeReachesViews)
-                    && let Some(freed) = freed
-                {
-                    session.buffers.retain(|_, view| !Rc::ptr_eq(&view.region, &freed.region));
-                }
-            }
-            Act::BufferOffset { buffer, size, offset, base } => {
-                let base = session.buffers[base].clone();
-                let begin = if mistake == Some(Mistake::ViewOfView) { 0 } else { base.offset };
-                let small = |n: u64| usize::try_from(n).expect("checked");
-                let mut view = View { offset: begin + small(*offset), bytes: small(*size), ..base };
-                let end = view.region.borrow().bytes.len();
-                view.bytes = view.bytes.min(end - view.offset);
-                session.forget(&Thing::Buffer(*buffer));
-                session.buffers.insert(*buffer, view);
-            }
-            Act::CopyIn { buffer, bytes: Some(bytes), .. } => {
-                let bytes: Vec<u16> = bytes.iter().map(|byte| u16::from(*byte)).collect();
-                let view = &session.buffers[buffer];
-                if view.bytes == view.region.borrow().bytes.len() {
-                    view.region.borrow_mut().depends.clear();
-                }
-                view.write(&bytes, connection);
-            }
-            Act::CopyOut { buffer } => {
-                let view = session.buffers[buffer].clone();
-                let depends = view.region.borrow().depends.clone();
-                started.output = Some(Output::of_view(view, depends, connection));
-            }
             Act::Event { to, event, .. } => {
                 let is_own = *to == key;
                 let session = self.sessions.get_mut(to).expect("checked");
@@ -109,6 +63,62 @@ impl Model {
             }
             Act::Wait { event } if mistake != Some(Mistake::EventStays) => {
                 session.events.remove(event);
+            }
+            _ => self.buffer_effect(started, uid),
+        }
+    }
+
+    /// Buffers and their bytes.
+    fn buffer_effect(&mut self, started: &mut Started, uid: Uid) {
+        let (key, connection) = (started.command.at, started.place.connection);
+        let mistake = self.mistake;
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        match &started.command.act {
+            Act::BufferAlloc { buffer, size, .. } => {
+                let region = Region {
+                    owner: uid,
+                    bytes: vec![FRESH; usize::try_from(*size).expect("small")],
+                    depends: BTreeSet::new(),
+                    writes: BTreeMap::new(),
+                    is_racy: false,
+                    alphabet: Rc::clone(&session.alphabet),
+                };
+                let bytes = region.bytes.len();
+                session.forget(&Thing::Buffer(*buffer));
+                let region = Rc::new(RefCell::new(region));
+                session.buffers.insert(*buffer, View { region, offset: 0, bytes });
+            }
+            Act::BufferFree { buffer } => {
+                session.forget(&Thing::Buffer(*buffer));
+                let freed = session.buffers.remove(buffer);
+                if mistake == Some(Mistake::FreeReachesViews)
+                    && let Some(freed) = freed
+                {
+                    session.buffers.retain(|_, view| !Rc::ptr_eq(&view.region, &freed.region));
+                }
+            }
+            Act::BufferOffset { buffer, size, offset, base } => {
+                let base = session.buffers[base].clone();
+                let begin = if mistake == Some(Mistake::ViewOfView) { 0 } else { base.offset };
+                let small = |n: u64| usize::try_from(n).expect("checked");
+                let mut view = View { offset: begin + small(*offset), bytes: small(*size), ..base };
+                let end = view.region.borrow().bytes.len();
+                view.bytes = view.bytes.min(end - view.offset);
+                session.forget(&Thing::Buffer(*buffer));
+                session.buffers.insert(*buffer, view);
+            }
+            Act::CopyIn { buffer, bytes: Some(bytes), .. } => {
+                let bytes: Vec<u16> = bytes.iter().map(|byte| u16::from(*byte)).collect();
+                let view = &session.buffers[buffer];
+                if view.bytes == view.region.borrow().bytes.len() {
+                    view.region.borrow_mut().depends.clear();
+                }
+                view.write(&bytes, connection);
+            }
+            Act::CopyOut { buffer } => {
+                let view = session.buffers[buffer].clone();
+                let depends = view.region.borrow().depends.clone();
+                started.output = Some(Output::of_view(view, depends, connection));
             }
             _ => {}
         }

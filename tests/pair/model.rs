@@ -237,7 +237,7 @@ pub struct Check {
 
 /// Where a command is to be done.
 pub enum Begun {
-    Here(Started),
+    Here(Box<Started>),
     /// By the session's home.
     Elsewhere,
 }
@@ -293,7 +293,7 @@ impl Model {
             }
             started.checked = Some(check);
         }
-        Begun::Here(started)
+        Begun::Here(Box::new(started))
     }
 
     fn open(&mut self, place: Place, key: Key) -> Result<Uid, Causes> {

@@ -46,11 +46,14 @@ pub struct Runner {
 /// A forwarded command's outcome, and what it should be.
 type Forwarded = Rc<RefCell<Option<(Result<Vec<u8>, String>, Finished)>>>;
 
+/// Bytes with their names.
+type Named = Vec<(Digest, Vec<u8>)>;
+
 /// A request's body as it arrives.
 struct Body {
     envelope: Envelope,
     current: Option<(Digest, Vec<u8>)>,
-    blobs: Vec<(Digest, Vec<u8>)>,
+    blobs: Named,
 }
 
 impl Body {
@@ -83,7 +86,7 @@ impl Body {
     }
 
     /// The text, and the blobs before it.
-    fn finish(mut self) -> Result<(Vec<u8>, Vec<(Digest, Vec<u8>)>), String> {
+    fn finish(mut self) -> Result<(Vec<u8>, Named), String> {
         self.take(&[])?;
         self.envelope.finish().map_err(|error| error.to_string())?;
         let (_, text) = self.blobs.pop().ok_or("no text")?;
@@ -93,7 +96,7 @@ impl Body {
 
 /// What became of a request that arrived.
 enum Arrived {
-    Batch(Vec<u8>, Vec<(Digest, Vec<u8>)>),
+    Batch(Vec<u8>, Named),
     Refused(Status),
     Closed,
 }
@@ -166,18 +169,24 @@ async fn arrive(
         if let Some(outcome) = outcome {
             return outcome;
         }
-        while needs_more {
-            let mut connection = world.connection(index);
-            if !connection.to_server.is_empty() {
-                input.append(&mut connection.to_server);
-                break;
-            }
-            if connection.is_ended {
-                return Arrived::Closed;
-            }
-            drop(connection);
-            turn().await;
+        if needs_more && !receive(world, index, input).await {
+            return Arrived::Closed;
         }
+    }
+}
+
+/// Waits for more bytes. False at their end.
+async fn receive(world: &World, index: usize, input: &mut Vec<u8>) -> bool {
+    loop {
+        let (is_ended, received) = {
+            let mut connection = world.connection(index);
+            (connection.is_ended, std::mem::take(&mut connection.to_server))
+        };
+        input.extend_from_slice(&received);
+        if !received.is_empty() || is_ended {
+            return !received.is_empty();
+        }
+        turn().await;
     }
 }
 
@@ -310,7 +319,7 @@ impl Runner {
         };
         let begun = self.world.model.borrow_mut().begin(place, command, self.world.now.get());
         if let Begun::Here(started) = begun {
-            *in_progress = Some(started);
+            *in_progress = Some(*started);
         }
     }
 

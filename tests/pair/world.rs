@@ -100,7 +100,7 @@ pub fn simulate(pick: Pick, mistake: Option<Mistake>) -> Result<Report, String> 
     let world = Rc::new(world);
     let mut play = Play::new(&world, style);
     play.anything();
-    play.to_the_end();
+    play.help_to_the_end();
     let report = play.report;
     drop(play);
     world.check_books();
@@ -114,7 +114,7 @@ impl World {
         let style = Style {
             clients: 1 + pick.below(4),
             foreign: pick.of(&[0, 0, 10, 30]),
-            has_long_blobs: pick.percent(3),
+            has_long_blobs: pick.percent(4),
             is_slow: pick.percent(70),
             is_deadly: pick.percent(60),
         };
@@ -313,7 +313,7 @@ impl Play {
     }
 
     /// Helps all that waits to its end, and ends all connections.
-    fn to_the_end(&mut self) {
+    fn help_to_the_end(&mut self) {
         for round in 0..ROUNDS_MAX {
             if self.world.has_differed() {
                 return;
