@@ -405,6 +405,11 @@ impl Author {
             let act = Act::BufferOffset { buffer: 5, size: 2, offset: 2, base: 1 };
             self.known(at).buffers.insert(5, 2);
             request.commands.push(Command { at, act });
+            if pick.percent(50) {
+                let act = Act::BufferOffset { buffer: 6, size: 1, offset: 1, base: 5 };
+                self.known(at).buffers.insert(6, 1);
+                request.commands.push(Command { at, act });
+            }
         }
     }
 

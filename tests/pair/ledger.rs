@@ -41,7 +41,7 @@ impl Bytes {
         let alphabet = region.alphabet.borrow();
         let fits = |expected: u16, found: u16| match expected {
             ANY => true,
-            FRESH => found == 0 || alphabet.contains(&ANY) || alphabet.contains(&found),
+            FRESH => found == 0 || alphabet.contains(ANY) || alphabet.contains(found),
             byte => byte == found,
         };
         self.expected.iter().zip(found).all(|(byte, found)| fits(*byte, u16::from(*found)))

@@ -3,9 +3,10 @@
 //! seed or a string of bytes is a whole history. A reference model foretells what each command
 //! comes to, every reply is checked against it, and at the end nothing may be left.
 //!
-//! Reading order: `pick` (where choices come from), `command` (what clients send), `model`
-//! (what it should mean) with `checks` and `effects`, `ledger` (what a batch's reply should be), `client` (bytes of requests and
-//! replies), `server` (the tasks of a connection and of the mesh), `world` (what happens when).
+//! Reading order: `pick` (where choices come from), `command` (what clients send), `model` (what it
+//! should mean) with `checks` and `effects`, `ledger` (what a batch's reply should be), `client`
+//! (bytes of requests and replies), `server` (the tasks of a connection and of the mesh), `world`
+//! (what happens when).
 
 pub mod checks;
 pub mod client;

@@ -71,7 +71,31 @@ pub type Uid = u64;
 /// Parts of causes, any of which may be given.
 pub type Causes = Vec<String>;
 
-pub type Alphabet = Rc<RefCell<BTreeSet<u16>>>;
+/// Which bytes somebody has had, [`FRESH`] and [`ANY`] among them.
+#[derive(Clone, Debug)]
+pub struct Letters([bool; 258]);
+
+impl Default for Letters {
+    fn default() -> Letters {
+        Letters([false; 258])
+    }
+}
+
+impl Letters {
+    pub fn contains(&self, byte: u16) -> bool {
+        self.0[usize::from(byte)]
+    }
+
+    fn add(&mut self, bytes: &[u16]) {
+        bytes.iter().for_each(|byte| self.0[usize::from(*byte)] = true);
+    }
+
+    fn add_all(&mut self, other: &Letters) {
+        self.0.iter_mut().zip(other.0).for_each(|(has, had)| *has |= had);
+    }
+}
+
+pub type Alphabet = Rc<RefCell<Letters>>;
 
 /// Memory.
 #[derive(Debug)]
@@ -105,7 +129,7 @@ impl View {
     pub fn write(&self, bytes: &[u16], connection: usize) {
         let mut region = self.region.borrow_mut();
         region.bytes[self.offset..self.offset + bytes.len()].copy_from_slice(bytes);
-        region.alphabet.borrow_mut().extend(bytes);
+        region.alphabet.borrow_mut().add(bytes);
         *region.writes.entry(connection).or_default() += 1;
     }
 
@@ -126,7 +150,7 @@ impl View {
             self.region.borrow_mut().depends.extend(depends);
             // Fresh memory of another session takes its bytes along.
             let fresh = from.region.borrow().alphabet.borrow().clone();
-            self.region.borrow().alphabet.borrow_mut().extend(fresh);
+            self.region.borrow().alphabet.borrow_mut().add_all(&fresh);
         }
         self.write(&read[..bytes], connection);
     }
@@ -518,7 +542,7 @@ impl Model {
                 let mut region = view.region.borrow_mut();
                 if region.depends.contains(&uid) {
                     region.bytes.fill(ANY);
-                    region.alphabet.borrow_mut().insert(ANY);
+                    region.alphabet.borrow_mut().add(&[ANY]);
                 }
             }
         }

@@ -109,30 +109,35 @@ pub fn simulate(pick: Pick, mistake: Option<Mistake>) -> Result<Report, String> 
     difference.map_or(Ok(report), Err)
 }
 
+/// Low limits, and how many commands run in one go.
+fn engine_limits(commands_per_slice: usize) -> EngineLimits {
+    EngineLimits {
+        buffers_per_session_max: limits::BUFFERS,
+        commands_per_slice,
+        events_per_session_max: limits::EVENTS,
+        graph_nodes_max: limits::NODES,
+        graphs_per_session_max: limits::GRAPHS,
+        missing_max: limits::MISSING,
+        programs_per_session_max: limits::PROGRAMS,
+        sessions_per_connection_max: limits::SESSIONS,
+        source_bytes_max: limits::SOURCE_BYTES as u64,
+        wait_time_max: limits::WAIT,
+        ..EngineLimits::default()
+    }
+}
+
 impl World {
     fn new(mut pick: Pick, mistake: Option<Mistake>) -> (World, Style) {
         let style = Style {
             clients: 1 + pick.below(4),
             foreign: pick.of(&[0, 0, 10, 30]),
-            has_long_blobs: pick.percent(4),
+            has_long_blobs: pick.percent(2),
             is_slow: pick.percent(70),
             is_deadly: pick.percent(60),
         };
         let (directory, budget) = (Arc::default(), Arc::new(Budget::new(1 << 30)));
         let slice = if style.is_slow || style.foreign > 0 { 1 } else { pick.of(&[1, 2, 512]) };
-        let limits = EngineLimits {
-            buffers_per_session_max: limits::BUFFERS,
-            commands_per_slice: slice,
-            events_per_session_max: limits::EVENTS,
-            graph_nodes_max: limits::NODES,
-            graphs_per_session_max: limits::GRAPHS,
-            missing_max: limits::MISSING,
-            programs_per_session_max: limits::PROGRAMS,
-            sessions_per_connection_max: limits::SESSIONS,
-            source_bytes_max: limits::SOURCE_BYTES as u64,
-            wait_time_max: limits::WAIT,
-            ..EngineLimits::default()
-        };
+        let limits = engine_limits(slice);
         let shards = [0, 1].map(|home| {
             let platform = NullPlatform::new(DEVICES, Arc::clone(&budget));
             let control = platform.control();
