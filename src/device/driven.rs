@@ -1,6 +1,6 @@
 //! A worker that drives a device: it does what packets say by calling the device.
 //!
-//! Owns: [`Driven`], the other side of `remote`. The device queues work and says how far it has
+//! Owns: `Driven`, the other side of `remote`. The device queues work and says how far it has
 //! come; a packet is done when the device has reached the fence of its work. Packets are done in
 //! their order.
 //!

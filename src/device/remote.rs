@@ -12,7 +12,7 @@
 //! the same, because somebody else took the memory, ends the session.
 //!
 //! A copy from another session's device has work for both workers. The other's part goes into its
-//! [`Orders`], which it queues at its next call, before anything else of that call.
+//! `Orders`, which it queues at its next call, before anything else of that call.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
