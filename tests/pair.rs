@@ -84,7 +84,7 @@ fn histories_of_two_thousand_seeds_are_as_the_model_says() {
 }
 
 #[test]
-#[ignore = "some minutes; run with --release"]
+#[ignore = "half an hour with --release"]
 fn histories_of_a_million_seeds_are_as_the_model_says() {
     check(0..1_000_000);
 }

@@ -128,7 +128,10 @@ impl Engine {
         let session = self.get_mut(at)?;
         session.open_device()?.loaded(&program)?;
         session.forget_missing(&Thing::Program(key.clone()));
-        session.programs.insert(key, ProgramEntry { program: Rc::new(program), references: 1 });
+        // Another connection may have loaded it meanwhile.
+        let entry = session.programs.entry(key);
+        let loaded = || ProgramEntry { program: Rc::new(program), references: 0 };
+        entry.or_insert_with(loaded).references += 1;
         DONE
     }
 

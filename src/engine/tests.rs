@@ -260,6 +260,29 @@ fn program_allocated_twice_lives_until_freed_twice() {
 }
 
 #[test]
+fn program_allocated_by_two_connections_at_once_lives_until_freed_twice() {
+    let mut bench = Bench::new();
+    bench.ok("BufferAlloc(1, 4, $spec, session=$a), CopyIn(1, $data, session=$a)");
+    bench.control.hold();
+    let text = "ProgramAlloc('p', $add1, session=$a)";
+    let mut batches = [1, 2].map(|owner| parse_for(text, Owner::Connection(owner)));
+    // Both are past their compilations.
+    for batch in &mut batches {
+        let now = bench.now;
+        assert!(matches!(bench.engine.advance(batch, now), Progress::Wait(_)));
+        assert!(matches!(bench.engine.advance(batch, now), Progress::Wait(_)));
+    }
+    bench.control.release();
+    bench.engine.tick(bench.now);
+    for batch in &mut batches {
+        let progress = bench.engine.advance(batch, bench.now);
+        assert!(matches!(progress, Progress::Done(Reply::Ok(_))), "{progress:?}");
+    }
+    bench.ok("ProgramFree('p', $add1, session=$a)");
+    assert_eq!(bench.ok(&format!("{EXEC}, {OUT}")), [2, 3, 4, 5]);
+}
+
+#[test]
 fn launch_with_bad_numbers_is_refused() {
     let mut bench = Bench::new();
     bench.ok(READY);
