@@ -4,6 +4,7 @@
 #![no_main]
 
 #[path = "../../tests/pair/mod.rs"]
+#[expect(dead_code, reason = "some of it is for seeds, and for other targets")]
 mod sim;
 
 use libfuzzer_sys::fuzz_target;
