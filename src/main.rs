@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use outboard::config::{
-    CacheDir, CompileConfig, CompilerChoice, EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits,
-    RingLimits, ShardLimits, WireLimits,
+    CacheDir, CompileConfig, CompilerChoice, EngineLimits, HashPolicy, HttpLimits, RingLimits,
+    ShardLimits,
 };
 use outboard::device::gpu::{CudaSource, GpuConfig, GpuPlatform, Vendor, WorkersConfig};
 use outboard::device::platform::{CpuPlatform, PlatformConfig};
@@ -285,7 +285,6 @@ fn shard_config(arguments: &ServeArgs, staging: Arc<Budget>, access: Arc<Access>
             sessions_per_identity_max: arguments.session_limit,
             ..EngineLimits::default()
         },
-        envelope: EnvelopeLimits::default(),
         hash: HashPolicy { verify_sha256: arguments.verify_sha256, ..HashPolicy::default() },
         http: HttpLimits { body_bytes_max: arguments.body_limit, ..HttpLimits::default() },
         ring: RingLimits {
@@ -300,10 +299,9 @@ fn shard_config(arguments: &ServeArgs, staging: Arc<Budget>, access: Arc<Access>
             staging_wait_max: arguments.staging_timeout,
             ..ShardLimits::default()
         },
-        wire: WireLimits::default(),
-        staging,
         access,
         plain: arguments.listen_plain.clone(),
+        ..shard::Config::new(staging)
     }
 }
 

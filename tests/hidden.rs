@@ -6,9 +6,6 @@ mod support;
 use std::io::Read as _;
 use std::sync::Arc;
 
-use outboard::config::{
-    EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits, RingLimits, ShardLimits, WireLimits,
-};
 use outboard::device::null::NullPlatform;
 use outboard::device::shared::Budget;
 use outboard::shard::{Config, PlatformMaker, Server};
@@ -18,18 +15,7 @@ const PIECE_BYTES: u64 = 10_000;
 
 /// A server in this process, with as many shards as there are cores, two at most.
 fn start(budget: &Arc<Budget>) -> Server {
-    let config = Config {
-        engine: EngineLimits::default(),
-        envelope: EnvelopeLimits::default(),
-        hash: HashPolicy::default(),
-        http: HttpLimits::default(),
-        ring: RingLimits::default(),
-        shard: ShardLimits::default(),
-        wire: WireLimits::default(),
-        staging: Arc::new(Budget::new(1 << 30)),
-        access: Arc::default(),
-        plain: Vec::new(),
-    };
+    let config = Config::new(Arc::new(Budget::new(1 << 30)));
     let budget = Arc::clone(budget);
     let platform: PlatformMaker = Arc::new(move || {
         let platform = NullPlatform::new(1, Arc::clone(&budget));

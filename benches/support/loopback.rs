@@ -8,9 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outboard::blob::Digest;
-use outboard::config::{
-    EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits, RingLimits, ShardLimits, WireLimits,
-};
 use outboard::device::null::NullPlatform;
 use outboard::device::shared::Budget;
 use outboard::shard::{self, PlatformMaker, Server};
@@ -133,18 +130,7 @@ fn end_of_reply(reply: &[u8]) -> Result<Option<(usize, usize)>> {
 
 /// Starts a server of one shard.
 pub(crate) fn start(core: usize, platform: &PlatformMaker) -> Result<Server> {
-    let config = shard::Config {
-        engine: EngineLimits::default(),
-        envelope: EnvelopeLimits::default(),
-        hash: HashPolicy::default(),
-        http: HttpLimits::default(),
-        ring: RingLimits::default(),
-        shard: ShardLimits::default(),
-        wire: WireLimits::default(),
-        staging: Arc::new(Budget::new(1 << 30)),
-        access: Arc::default(),
-        plain: Vec::new(),
-    };
+    let config = shard::Config::new(Arc::new(Budget::new(1 << 30)));
     let address = "127.0.0.1:0".parse()?;
     Ok(Server::start(&[address], &[core], &config, platform)?)
 }

@@ -167,10 +167,7 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
     let staging = Heap::new(Arc::clone(&shard.config.staging));
     let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
-    // A handshake takes no longer than a head.
-    entry.deadline.set(Some(Instant::now() + shard.config.shard.head_time_max));
-    shard.waits.want_ticks();
-    let known = match shard.introduce(&mut socket).await {
+    let known = match shard.introduce(&mut socket, &entry).await {
         Ok(known) => known,
         Err(error) => {
             debug!(?owner, %error, "no handshake");
@@ -528,12 +525,19 @@ fn bad_body(error: &BodyError) -> Arrived {
 impl Shard {
     /// Who the peer is, as far as the connection alone tells: by its certificate, or else by its
     /// address.
-    async fn introduce(&self, socket: &mut Socket) -> io::Result<Option<Identity>> {
+    async fn introduce(
+        &self,
+        socket: &mut Socket,
+        entry: &ConnectionEntry,
+    ) -> io::Result<Option<Identity>> {
         let peer = socket.peer();
-        let certificate = match socket.is_tls() {
-            false => None,
-            true => socket.shake_hands().await?,
-        };
+        let mut certificate = None;
+        if socket.is_tls() {
+            // A handshake takes no longer than a head.
+            entry.deadline.set(Some(Instant::now() + self.config.shard.head_time_max));
+            self.waits.want_ticks();
+            certificate = socket.shake_hands().await?;
+        }
         let access = self.access.borrow();
         let shown = certificate.and_then(|certificate| access.of_certificate(certificate));
         Ok(shown.or_else(|| access.of_address(peer?)))

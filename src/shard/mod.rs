@@ -71,6 +71,25 @@ pub struct Config {
     pub plain: Vec<SocketAddr>,
 }
 
+impl Config {
+    /// The defaults, for clients of this machine alone.
+    #[must_use]
+    pub fn new(staging: Arc<Budget>) -> Config {
+        Config {
+            engine: EngineLimits::default(),
+            envelope: EnvelopeLimits::default(),
+            hash: HashPolicy::default(),
+            http: HttpLimits::default(),
+            ring: RingLimits::default(),
+            shard: ShardLimits::default(),
+            wire: WireLimits::default(),
+            staging,
+            access: Arc::default(),
+            plain: Vec::new(),
+        }
+    }
+}
+
 /// Makes a shard's view of the accelerators, on the shard's own thread.
 pub type PlatformMaker = Arc<dyn Fn() -> Box<dyn Platform> + Send + Sync>;
 

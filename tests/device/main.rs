@@ -7,6 +7,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
 mod adopt;
+#[path = "../support/device.rs"]
+mod common;
 mod faults;
 mod figures;
 mod late;

@@ -14,6 +14,7 @@ use outboard::device::remote::{Remote, RemoteConfig};
 use outboard::device::shared::Budget;
 use outboard::device::{Device, DeviceError, Fence, Launch, Program, Region, Source, Span, Status};
 
+pub(crate) use crate::common::*;
 use crate::skip::skip;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -161,57 +162,6 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Waits as a shard does: arm, poll once more, listen to the doorbell.
-pub(crate) fn wait_status(device: &mut dyn Device, fence: Fence) -> Status {
-    let start = Instant::now();
-    loop {
-        device.arm(fence);
-        let status = device.poll(Instant::now());
-        if status.completed >= fence || status.lost.is_some() {
-            return status;
-        }
-        assert!(start.elapsed() < DEADLINE, "no end: {status:?}");
-        listen(device, Duration::from_millis(20));
-    }
-}
-
-/// Sleeps until the doorbell rings or the time is over, and empties it. True where it has ended.
-pub(crate) fn listen(device: &dyn Device, most: Duration) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let bell = device.doorbell().unwrap();
-    let most = Timespec::try_from(most).unwrap();
-    poll(&mut [PollFd::new(&bell, PollFlags::IN)], Some(&most)).unwrap();
-    let mut bytes = [0; 64];
-    loop {
-        match rustix::io::read(bell, &mut bytes) {
-            Ok(0) => return true,
-            Ok(_) => {}
-            Err(rustix::io::Errno::AGAIN) => return false,
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-pub(crate) fn wait(device: &mut dyn Device, fence: Fence) {
-    let status = wait_status(device, fence);
-    assert!(status.completed >= fence, "{:?}", status.lost);
-}
-
-pub(crate) fn lost(device: &mut dyn Device) -> DeviceError {
-    let fence = device.last();
-    wait_status(device, Fence(fence.0 + 1)).lost.unwrap()
-}
-
-pub(crate) fn whole(region: &Region) -> Span<'_> {
-    Span::new(region, 0, region.bytes()).unwrap()
-}
-
-pub(crate) fn region(device: &mut dyn Device, bytes: &[u8]) -> Region {
-    let region = device.alloc(u64::try_from(bytes.len()).unwrap()).unwrap();
-    device.copy_in(whole(&region), Source::Bytes(bytes)).unwrap();
-    region
-}
-
 /// All bytes of a region, piece by piece.
 pub(crate) fn read(device: &mut dyn Device, region: &Region) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -276,10 +226,6 @@ pub(crate) fn launch(
 
 pub(crate) const ADD: &str = "void add(int* to, int* from, int n) { \
                    for (int i = 0; i < 64; i++) to[i] += from[i] + n; }";
-pub(crate) fn ints(bytes: &[u8]) -> Vec<i32> {
-    bytes.as_chunks().0.iter().map(|word| i32::from_ne_bytes(*word)).collect()
-}
-
 pub(crate) fn kill(pid: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();

@@ -9,10 +9,11 @@ use outboard::config::{CacheDir, CompileConfig};
 use outboard::device::gpu::{CudaSource, GpuConfig, GpuPlatform, Vendor};
 use outboard::device::shared::{Budget, Heap, Range};
 use outboard::device::{
-    Device, DeviceError, Fence, GraphBuffer, GraphInt, GraphStep, Launch, LaunchSize, Platform,
-    Program, Region, Source, Span, Status,
+    Device, Fence, GraphBuffer, GraphInt, GraphStep, Launch, LaunchSize, Platform, Program, Region,
+    Span,
 };
 
+pub(crate) use crate::support::device::*;
 use crate::support::fakes::Watch;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -136,61 +137,9 @@ pub(crate) fn pattern(bytes: usize) -> Vec<u8> {
     (0..=250).cycle().take(bytes).collect()
 }
 
-/// Waits as a shard does: arm, poll once more, listen to the doorbell.
-pub(crate) fn wait_status(device: &mut dyn Device, fence: Fence) -> Status {
-    let start = Instant::now();
-    loop {
-        device.arm(fence);
-        let status = device.poll(Instant::now());
-        if status.completed >= fence || status.lost.is_some() {
-            return status;
-        }
-        assert!(start.elapsed() < DEADLINE, "no end: {fence:?} {status:?}");
-        listen(device, Duration::from_millis(100));
-    }
-}
-
-/// Sleeps until the doorbell rings or the time is over, and empties it. True where it has ended.
-pub(crate) fn listen(device: &dyn Device, most: Duration) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let bell = device.doorbell().unwrap();
-    let most = Timespec::try_from(most).unwrap();
-    poll(&mut [PollFd::new(&bell, PollFlags::IN)], Some(&most)).unwrap();
-    let mut bytes = [0; 64];
-    loop {
-        match rustix::io::read(bell, &mut bytes) {
-            Ok(0) => return true,
-            Ok(_) => {}
-            Err(rustix::io::Errno::AGAIN) => return false,
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-pub(crate) fn wait(device: &mut dyn Device, fence: Fence) {
-    let status = wait_status(device, fence);
-    assert!(status.completed >= fence, "{:?}", status.lost);
-}
-
 pub(crate) fn wait_for_all(device: &mut dyn Device) {
     let last = device.last();
     wait(device, last);
-}
-
-/// Why the device was lost; it is waited for.
-pub(crate) fn lost(device: &mut dyn Device) -> DeviceError {
-    let last = device.last();
-    wait_status(device, Fence(last.0 + 1)).lost.unwrap()
-}
-
-pub(crate) fn whole(region: &Region) -> Span<'_> {
-    Span::new(region, 0, region.bytes()).unwrap()
-}
-
-pub(crate) fn region(device: &mut dyn Device, bytes: &[u8]) -> Region {
-    let region = device.alloc(u64::try_from(bytes.len()).unwrap()).unwrap();
-    device.copy_in(whole(&region), Source::Bytes(bytes)).unwrap();
-    region
 }
 
 pub(crate) fn read(device: &mut dyn Device, region: &Region) -> Vec<u8> {
@@ -216,10 +165,6 @@ pub(crate) fn read_span(
     }
     drop(before);
     read
-}
-
-pub(crate) fn ints(bytes: &[u8]) -> Vec<i32> {
-    bytes.as_chunks().0.iter().map(|word| i32::from_ne_bytes(*word)).collect()
 }
 
 pub(crate) fn bytes_of(ints: &[i32]) -> Vec<u8> {

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "every test binary includes this folder and uses its own part of it")]
 
 pub(crate) mod client;
+pub(crate) mod device;
 pub(crate) mod fakes;
 pub(crate) mod holdings;
 pub(crate) mod place;
