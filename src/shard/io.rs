@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type};
+use tracing::debug;
 
 use super::driver::Reactor;
 use super::ring::{self, Accept, Chunk, Completion, Keep};
@@ -37,6 +38,11 @@ const TLS_BYTES: usize = 256 << 10;
 /// From how many bytes of a long blob on a shard is woken for them. Its waking up costs the sender
 /// time, some microseconds on a virtual machine, and the sender is who a long blob waits for.
 const LOW_WATER_BYTES: usize = 512 << 10;
+
+/// The congestion control of connections from this machine: any that does not pace. One that does
+/// (BBR) holds back what it sends, and loses to its timers what there is no wire to gain from.
+/// Everybody may choose this one (`tcp(7)`, `tcp_allowed_congestion_control`).
+const UNPACED: &[u8] = b"reno";
 
 /// Makes a listening socket that shares its address with others of this process.
 pub(super) fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
@@ -90,6 +96,9 @@ impl Listener {
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive_idle))?;
         let peer = socket.peer_addr()?.as_socket().map(|peer| peer.ip());
         let copies = peer.is_none_or(|peer| peer.to_canonical().is_loopback());
+        if copies && let Err(error) = socket.set_tcp_congestion(UNPACED) {
+            debug!(%error, "the system's congestion control stays");
+        }
         Ok(Socket { peer, ..Socket::new(&self.reactor, accepted, !copies) })
     }
 }
@@ -97,7 +106,7 @@ impl Listener {
 /// A connection.
 pub(super) struct Socket {
     reactor: Rc<Reactor>,
-    fd: Rc<OwnedFd>,
+    pub(super) fd: Rc<OwnedFd>,
     /// What goes out with the next receive.
     corked: Vec<u8>,
     /// What came right behind the handshake of TLS, decrypted.

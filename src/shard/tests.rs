@@ -13,10 +13,11 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use glommio::Placement;
+use socket2::SockRef;
 
 use super::driver::Reactor;
 use super::executor;
-use super::io::{Bell, Doorbell, Received, Socket};
+use super::io::{Bell, Doorbell, Listener, Received, Socket, listen, local_address};
 use crate::config::RingLimits;
 use crate::device::shared::{Budget, Heap};
 use crate::engine::Output;
@@ -443,4 +444,16 @@ fn shard_that_watches_its_ring_hears_and_then_sleeps() {
         }
     });
     answering.join().unwrap();
+}
+
+#[test]
+fn connection_from_this_machine_is_not_paced() {
+    run(RingLimits::default(), "nobody was accepted", |reactor| async move {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let _near = TcpStream::connect(local_address(&listener).unwrap()).unwrap();
+        let mut listener = Listener::new(&reactor, listener);
+        let socket = listener.accept(Duration::from_secs(1)).await.unwrap();
+        let name = SockRef::from(&*socket.fd).tcp_congestion().unwrap();
+        assert!(name.starts_with(b"reno\0"), "{}", String::from_utf8_lossy(&name));
+    });
 }
