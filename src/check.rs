@@ -8,8 +8,9 @@ use std::fmt;
 use rustix::process::{Resource, getrlimit};
 
 use crate::compile::{self, SandboxStatus, Toolchain};
-use crate::config::CompileConfig;
+use crate::config::{CompileConfig, RdmaConfig};
 use crate::device::gpu::{self, Vendor};
+use crate::rdma::Device;
 use crate::shard;
 
 /// Locked memory that glommio's buffers want beside the rings' 512 KiB.
@@ -176,15 +177,12 @@ fn gpu_compiler(subject: &'static str, kind: compile::Kind) -> Line {
 }
 
 fn rdma() -> Line {
-    let devices: Vec<String> = std::fs::read_dir("/sys/class/infiniband")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .collect();
-    let found = match devices.as_slice() {
-        [] => "no RDMA device".to_owned(),
-        devices => format!("{}, but this version does not use RDMA", devices.join(", ")),
-    };
-    let remedy = "none needed: a single host is served".to_owned();
-    Line { subject: "RDMA", verdict: Verdict::Lacks { remedy }, found }
+    let subject = "RDMA";
+    match Device::open(&RdmaConfig::default()) {
+        Ok(device) => Line { subject, verdict: Verdict::Ok, found: device.chosen().to_string() },
+        Err(error) => {
+            let verdict = Verdict::Lacks { remedy: error.remedy().to_owned() };
+            Line { subject, verdict, found: error.to_string() }
+        }
+    }
 }

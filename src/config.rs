@@ -107,6 +107,9 @@ pub struct EngineLimits {
     pub missing_max: usize,
     /// Programs of one session. BEAM search keeps some thousands at once.
     pub programs_per_session_max: usize,
+    /// Peers of one identity that are connected by RDMA, on one shard. A peer has one connection,
+    /// or one for each of its queue pairs.
+    pub rdma_peers_per_identity_max: usize,
     /// Sessions of one connection. A client opens one for each device that it uses.
     pub sessions_per_connection_max: usize,
     /// Sessions of one identity, of all its connections. A session that computes has a process,
@@ -131,6 +134,7 @@ impl Default for EngineLimits {
             graphs_per_session_max: 1 << 16,
             missing_max: 1 << 12,
             programs_per_session_max: 1 << 16,
+            rdma_peers_per_identity_max: 256,
             sessions_per_connection_max: 256,
             sessions_per_identity_max: 4096,
             source_bytes_max: 4 << 20,
@@ -509,4 +513,34 @@ impl GpuLimits {
     pub const COPY_STEPS_MAX: u64 = 256;
     /// Graphs that the driver holds of one recorded graph. Two can take turns.
     pub const GRAPHS_MADE_MAX: usize = 2;
+}
+
+/// RDMA between servers. See `rdma`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RdmaConfig {
+    /// The device's name; any where `None`.
+    pub device: Option<String>,
+    /// The device's port; any that is active where `None`.
+    pub port: Option<u8>,
+    /// The place of the address in the port's table; the best where `None`.
+    pub gid: Option<u8>,
+}
+
+impl RdmaConfig {
+    /// Requests of one queue pair that are not complete: at the largest messages a quarter of a
+    /// gigabyte, which no network needs to be busy. Each takes some 100 bytes of pinned memory.
+    pub const QUEUE_DEPTH: u32 = 256;
+    /// Bytes of one message. At 100 Gbit/s it takes 84 microseconds: long against what a request
+    /// costs, and short enough that several queue pairs share one tensor.
+    pub const MESSAGE_BYTES_MAX: u32 = 1 << 20;
+    /// Queue pairs to one peer.
+    pub const QUEUE_PAIRS_MAX: usize = 64;
+    /// How long a request waits for its acknowledgement before it is sent again: 4.096
+    /// microseconds times two to this, 67 ms. What the reference's end has.
+    pub const ACK_TIMEOUT: u8 = 14;
+    /// How often it is sent again: a dead peer is found after half a second to two. One more, 7, is
+    /// the most that there is, and the software device takes it for no end.
+    pub const RETRIES: u8 = 6;
+    /// Routers on the way to a peer.
+    pub const HOPS_MAX: u8 = 64;
 }

@@ -9,9 +9,10 @@
 //! 5. [`http`]: one HTTP/1.1 connection as a value. No IO, no clock.
 //! 6. [`compile`]: source text to binaries, in sandboxed children.
 //! 7. [`device`]: what the engine asks of an accelerator, and the accelerators.
-//! 8. [`engine`]: what a command means; owns all session state.
-//! 9. [`shard`]: sockets, timers and tasks; the only place that knows glommio.
-//! 10. [`check`]: what this machine offers and lacks.
+//! 8. [`rdma`]: writes from one server's memory to another's by network cards.
+//! 9. [`engine`]: what a command means; owns all session state.
+//! 10. [`shard`]: sockets, timers and tasks; the only place that knows glommio.
+//! 11. [`check`]: what this machine offers and lacks.
 
 pub mod blob;
 pub mod check;
@@ -22,5 +23,6 @@ pub mod device;
 pub mod engine;
 pub mod http;
 pub mod identity;
+pub mod rdma;
 pub mod shard;
 pub mod wire;

@@ -17,18 +17,22 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("http", &["config"]),
     ("compile", &["blob", "config", "cores"]),
     ("device", &["blob", "compile", "config", "cores"]),
-    ("engine", &["blob", "compile", "config", "device", "identity", "wire"]),
+    ("rdma", &["config", "cores", "device", "identity"]),
+    ("engine", &["blob", "compile", "config", "device", "identity", "rdma", "wire"]),
     (
         "shard",
-        &["blob", "check", "compile", "config", "device", "engine", "http", "identity", "wire"],
+        &[
+            "blob", "check", "compile", "config", "device", "engine", "http", "identity", "rdma",
+            "wire",
+        ],
     ),
-    ("check", &["compile", "config", "device", "shard"]),
+    ("check", &["compile", "config", "device", "rdma", "shard"]),
     ("lib", &[]),
     (
         "main",
         &[
             "blob", "check", "compile", "config", "cores", "device", "engine", "http", "identity",
-            "shard", "wire",
+            "rdma", "shard", "wire",
         ],
     ),
 ];

@@ -44,6 +44,7 @@ pub mod worker;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -106,6 +107,20 @@ impl Region {
             Memory::Remote(slot) => slot.state.bytes,
             Memory::Shared(range) => range.bytes(),
         }
+    }
+
+    /// A part of the region's own memory, where the server has it: what is written there from
+    /// elsewhere is in the region. `None` where the server does not have it, and for what lies
+    /// outside of the region.
+    #[must_use]
+    pub fn shared_bytes(&self, offset: u64, bytes: u64) -> Option<SharedBytes> {
+        let range = self.shared().ok()?;
+        if offset.checked_add(bytes)? > range.bytes() {
+            return None;
+        }
+        let block = range.block();
+        let file = Arc::clone(block.segment().file());
+        Some(SharedBytes { file, offset: block.offset() + offset, bytes })
     }
 
     /// The memory of a region on a GPU.
@@ -328,6 +343,36 @@ impl HostBytes {
     #[must_use]
     pub fn slice(&self) -> &[u8] {
         self.memory.slice(self.offset, self.bytes)
+    }
+}
+
+/// Bytes of a region as any thread may hold them. They stay where they are as long as this value
+/// lives; that they still belong to the region is up to the owner, who lets go of this first.
+#[derive(Clone)]
+pub struct SharedBytes {
+    file: Arc<shared::SharedFile>,
+    offset: u64,
+    bytes: u64,
+}
+
+impl SharedBytes {
+    /// Where they begin: mapped for reading and writing.
+    #[must_use]
+    pub fn address(&self) -> NonNull<u8> {
+        let address = self.file.mapping().at(self.offset, self.bytes);
+        address.expect("a block is in its segment")
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl fmt::Debug for SharedBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedBytes({} at {})", self.bytes, self.offset)
     }
 }
 

@@ -92,6 +92,11 @@ fn structures(sheet: &mut Sheet) {
         "struct" ibv_ah_attr {
             grh, dlid, sl, src_path_bits, static_rate, is_global, port_num,
         }
+    }
+}
+
+fn queues(sheet: &mut Sheet) {
+    layout! { sheet:
         "struct" ibv_qp_cap {
             max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, max_inline_data,
         }
@@ -123,6 +128,9 @@ fn structures(sheet: &mut Sheet) {
             device, ops, cmd_fd, async_fd, num_comp_vectors, mutex, abi_compat,
         }
     }
+}
+
+fn places_inside(sheet: &mut Sheet) {
     // It grows at its beginning, so only distances to its end stay.
     let of = "struct verbs_context";
     let end = size_of::<ours::verbs_context>();
@@ -198,6 +206,8 @@ fn declarations_are_those_of_the_headers() {
     }
     let mut sheet = Sheet::default();
     structures(&mut sheet);
+    queues(&mut sheet);
+    places_inside(&mut sheet);
     values(&mut sheet);
     let source = format!(
         "#include <stddef.h>\n#include <stdio.h>\n#include <infiniband/verbs.h>\n\

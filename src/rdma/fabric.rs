@@ -1,0 +1,243 @@
+//! What the engine asks of RDMA.
+//!
+//! Owns: the traits [`Fabric`] and [`Reach`], the fabric of a real device, with a domain for each
+//! identity, and the one of tests, which reaches nothing and counts what is there.
+//!
+//! An identity has one domain on all shards: a peer has one queue pair for all memory that it may
+//! write, wherever the sessions live. Two identities never share one, so no key of one is of any
+//! use to a peer that was let in by the other.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::promise::{self, Promise};
+use super::{Address, Device, Domain, QueuePair, QueuePairNumber, RdmaError, Registration, Target};
+use crate::device::SharedBytes;
+use crate::identity::Identity;
+
+/// RDMA, as one shard sees it.
+pub trait Fabric {
+    /// The address of this machine's end, which clients tell each other's servers.
+    fn gid(&self) -> [u8; 16];
+
+    /// What the peers of an identity may reach, which is nothing at first.
+    ///
+    /// # Errors
+    ///
+    /// Where the device has no more.
+    fn reach(&self, of: Identity) -> Result<Rc<dyn Reach>, RdmaError>;
+}
+
+/// What the peers of one identity may reach.
+pub trait Reach {
+    /// The end of a connection through which the peer can write.
+    ///
+    /// # Errors
+    ///
+    /// Where the device has no more, or the peer cannot be reached.
+    fn accept(&self, peer: Address) -> Result<Box<dyn Accepted>, RdmaError>;
+
+    /// Lets peers read and write memory, as long as the promise lives. Where it cannot be pinned
+    /// the promise says so.
+    fn register(&self, memory: SharedBytes) -> Promise;
+}
+
+/// The end of a peer's connection; dropping it ends the connection.
+pub trait Accepted: fmt::Debug {
+    fn address(&self) -> Address;
+}
+
+/// Memory that peers may read and write; dropping it ends that.
+pub trait Registered: fmt::Debug + Send {
+    fn target(&self) -> Target;
+}
+
+impl Accepted for QueuePair {
+    fn address(&self) -> Address {
+        QueuePair::address(self)
+    }
+}
+
+impl<M: fmt::Debug + Send> Registered for Registration<M> {
+    fn target(&self) -> Target {
+        Registration::target(self)
+    }
+}
+
+/// A device of this machine, for all shards.
+#[derive(Clone, Debug)]
+pub struct DeviceFabric {
+    device: Arc<Device>,
+    /// Domains that something belongs to.
+    domains: Arc<Mutex<HashMap<Identity, Weak<Domain>>>>,
+}
+
+impl DeviceFabric {
+    #[must_use]
+    pub fn new(device: Arc<Device>) -> DeviceFabric {
+        DeviceFabric { device, domains: Arc::default() }
+    }
+}
+
+impl Fabric for DeviceFabric {
+    fn gid(&self) -> [u8; 16] {
+        self.device.chosen().gid.raw
+    }
+
+    fn reach(&self, of: Identity) -> Result<Rc<dyn Reach>, RdmaError> {
+        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(domain) = domains.get(&of).and_then(Weak::upgrade) {
+            return Ok(Rc::new(domain));
+        }
+        let domain = Domain::new(&self.device)?;
+        domains.retain(|_, domain| domain.strong_count() > 0);
+        domains.insert(of, Arc::downgrade(&domain));
+        Ok(Rc::new(domain))
+    }
+}
+
+impl Reach for Arc<Domain> {
+    fn accept(&self, peer: Address) -> Result<Box<dyn Accepted>, RdmaError> {
+        let mut pair = QueuePair::passive(self)?;
+        pair.connect(peer)?;
+        Ok(Box::new(pair))
+    }
+
+    fn register(&self, memory: SharedBytes) -> Promise {
+        promise::register(self, memory)
+    }
+}
+
+/// A fabric that reaches nothing, for tests: it counts what is there.
+#[derive(Clone, Debug, Default)]
+pub struct NullFabric(Rc<NullState>);
+
+#[derive(Debug, Default)]
+struct NullState {
+    accepted: Arc<AtomicU32>,
+    made: Cell<u32>,
+    refuses: Cell<bool>,
+    registered: Arc<AtomicU32>,
+    /// Promises that are not kept yet, while they are held.
+    held: RefCell<Option<VecDeque<(Promise, SharedBytes)>>>,
+}
+
+impl NullFabric {
+    /// Connections of peers that are there.
+    #[must_use]
+    pub fn accepted(&self) -> u32 {
+        self.0.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Registrations that are there.
+    #[must_use]
+    pub fn registered(&self) -> u32 {
+        self.0.registered.load(Ordering::Relaxed)
+    }
+
+    /// Has it refuse to pin memory from now on.
+    pub fn refuse(&self) {
+        self.0.refuses.set(true);
+    }
+
+    /// Has registrations wait from now on, until [`Self::release`].
+    pub fn hold(&self) {
+        self.0.held.replace(Some(VecDeque::new()));
+    }
+
+    /// Keeps all promises that wait.
+    pub fn release(&self) {
+        for (promise, memory) in self.0.held.take().into_iter().flatten() {
+            promise.keep(self.registration(&memory));
+        }
+    }
+
+    fn registration(&self, memory: &SharedBytes) -> promise::Outcome {
+        let bytes = memory.bytes();
+        if self.0.refuses.get() {
+            return Err(RdmaError::Locked { bytes, why: "this fabric was told to".to_owned() });
+        }
+        let key = self.number();
+        let target = Target { iova: u64::from(key) << 32, key, bytes };
+        let counted = Counted::new(&self.0.registered);
+        Ok(Box::new(NullRegistered { target, _counted: counted }))
+    }
+
+    /// A number that was not used before.
+    fn number(&self) -> u32 {
+        self.0.made.set(self.0.made.get() + 1);
+        self.0.made.get()
+    }
+}
+
+impl Fabric for NullFabric {
+    fn gid(&self) -> [u8; 16] {
+        *b"nowhere in a net"
+    }
+
+    fn reach(&self, _of: Identity) -> Result<Rc<dyn Reach>, RdmaError> {
+        Ok(Rc::new(self.clone()))
+    }
+}
+
+impl Reach for NullFabric {
+    fn accept(&self, _peer: Address) -> Result<Box<dyn Accepted>, RdmaError> {
+        let queue_pair = QueuePairNumber::new(u64::from(self.number()))?;
+        let address = Address { gid: self.gid(), queue_pair };
+        Ok(Box::new(NullAccepted { address, _counted: Counted::new(&self.0.accepted) }))
+    }
+
+    fn register(&self, memory: SharedBytes) -> Promise {
+        let promise = Promise::default();
+        match &mut *self.0.held.borrow_mut() {
+            Some(held) => held.push_back((promise.clone(), memory)),
+            None => promise.keep(self.registration(&memory)),
+        }
+        promise
+    }
+}
+
+#[derive(Debug)]
+struct NullAccepted {
+    address: Address,
+    _counted: Counted,
+}
+
+impl Accepted for NullAccepted {
+    fn address(&self) -> Address {
+        self.address
+    }
+}
+
+#[derive(Debug)]
+struct NullRegistered {
+    target: Target,
+    _counted: Counted,
+}
+
+impl Registered for NullRegistered {
+    fn target(&self) -> Target {
+        self.target
+    }
+}
+
+/// One more of something, as long as it lives.
+#[derive(Debug)]
+struct Counted(Arc<AtomicU32>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicU32>) -> Counted {
+        count.fetch_add(1, Ordering::Relaxed);
+        Counted(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
