@@ -10,18 +10,19 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use outboard::config::{
-    CacheDir, CompileConfig, CompilerChoice, EngineLimits, HashPolicy, HttpLimits, RingLimits,
-    ShardLimits,
+    CacheDir, CompileConfig, CompilerChoice, EngineLimits, HashPolicy, HttpLimits, RdmaConfig,
+    RingLimits, ShardLimits,
 };
 use outboard::device::gpu::{CudaSource, GpuConfig, GpuPlatform, Vendor, WorkersConfig};
 use outboard::device::platform::{CpuPlatform, PlatformConfig};
 use outboard::device::shared::Budget;
 use outboard::identity::{Access, Network, Rules, TlsFiles};
+use outboard::rdma::{Device, DeviceFabric};
 use outboard::shard::{self, Admission, Drain, PlatformMaker, Server};
 use outboard::{check, compile, cores, device};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -190,12 +191,38 @@ struct ServeArgs {
     /// Keep no compiled programs on disk.
     #[arg(long)]
     no_cache: bool,
+    #[command(flatten)]
+    rdma: RdmaArgs,
     /// Seconds that a drain waits for running batches.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
     drain_timeout: Duration,
     /// What to log, as for RUST_LOG, which wins.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
+}
+
+/// Whether other servers may write buffers of CPU devices directly.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RdmaChoice {
+    /// Where there is a device for it.
+    Auto,
+    Off,
+}
+
+#[derive(Args)]
+struct RdmaArgs {
+    /// Whether other servers may write buffers of CPU devices directly.
+    #[arg(long, value_enum, default_value = "auto")]
+    rdma: RdmaChoice,
+    /// The RDMA device [default: the one with the best address].
+    #[arg(long, value_name = "NAME")]
+    rdma_device: Option<String>,
+    /// The device's port [default: one that is active].
+    #[arg(long, value_name = "N")]
+    rdma_port: Option<u8>,
+    /// The place of the address in the port's table [default: RoCE v2, IPv4 first].
+    #[arg(long, value_name = "N")]
+    rdma_gid: Option<u8>,
 }
 
 /// How long the process stays for devices of ended sessions to give back what they have. Work that
@@ -241,7 +268,10 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let staging_bytes = arguments.staging_memory.unwrap_or_else(|| memory_bytes() / 2);
     let staging = Arc::new(Budget::of_staging(staging_bytes, Arc::clone(&buffers)));
     let (device, platform) = choose_platform(arguments, buffers)?;
-    let config = shard_config(arguments, staging, access);
+    let mut config = shard_config(arguments, staging, access);
+    if device == "CPU" {
+        config.fabric = choose_fabric(&arguments.rdma)?;
+    }
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     if rules.has_files() {
         signals.add_signal(SIGHUP)?;
@@ -324,6 +354,29 @@ fn heed(signals: &mut Signals, drain: &Drain, admission: &Admission, rules: &Rul
             is_draining = true;
             drain.begin();
         }
+    }
+}
+
+/// The RDMA device. That there is none is an error only where one was asked for.
+fn choose_fabric(arguments: &RdmaArgs) -> Result<Option<DeviceFabric>, String> {
+    if arguments.rdma == RdmaChoice::Off {
+        return Ok(None);
+    }
+    let config = RdmaConfig {
+        device: arguments.rdma_device.clone(),
+        port: arguments.rdma_port,
+        gid: arguments.rdma_gid,
+    };
+    match Device::open(&config) {
+        Ok(device) => {
+            info!(device = %device.chosen(), "other servers may write buffers by RDMA");
+            Ok(Some(DeviceFabric::new(device)))
+        }
+        Err(error) if config == RdmaConfig::default() => {
+            debug!(%error, "no RDMA");
+            Ok(None)
+        }
+        Err(error) => Err(format!("{error} -> {}", error.remedy())),
     }
 }
 

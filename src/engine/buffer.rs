@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::batch::{Batch, Blob, Output, Pending, Reading, Rest, UseOfOutput};
 use super::session::{SessionId, Thing};
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
-use crate::device::{Device, Region, Source, Span};
+use crate::device::{Device, Region, SharedBytes, Source, Span};
 use crate::wire::command::{self, BufferNumber};
 
 /// A buffer: all of a region, or a view of a part.
@@ -19,6 +19,11 @@ pub(super) struct Buffer {
 impl Buffer {
     pub(super) fn span(&self) -> Span<'_> {
         Span::new(&self.region, self.offset, self.bytes).expect("views are checked when made")
+    }
+
+    /// Its bytes where the server has them, if it does.
+    pub(super) fn shared_bytes(&self) -> Option<SharedBytes> {
+        self.region.shared_bytes(self.offset, self.bytes)
     }
 
     /// The first bytes, of which there are as many.
@@ -105,6 +110,9 @@ impl Engine {
         number: BufferNumber,
     ) -> Result<Step, Stop> {
         let session = self.get_mut(at)?;
+        if !session.registrations.is_empty() {
+            session.registrations.remove(&number);
+        }
         let known = session.buffers.remove(&number).is_some()
             || session.forget_missing(&Thing::Buffer(number));
         if known { DONE } else { Err(Cause::BufferUnknown { buffer: number.0 }.into()) }
@@ -129,7 +137,8 @@ impl Engine {
             }
             .into());
         }
-        let is_sole = buffer.is_sole();
+        // What a peer knows of has to stay where it is.
+        let is_sole = buffer.is_sole() && !session.registrations.contains_key(&number);
         let buffer = buffer.clone();
         let is_own = session.belongs_to(batch.owner);
         let device = session.open_device()?;

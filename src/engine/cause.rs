@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::compile::CompileError;
 use crate::device::DeviceError;
+use crate::rdma::RdmaError;
 use crate::wire::symbolic::EvalError;
 
 /// Why a command failed.
@@ -62,6 +63,13 @@ pub enum Cause {
     ProgramText { name: String, why: &'static str },
     #[error("unknown program ({name}, {digest}): it was never allocated, or it was freed")]
     ProgramUnknown { name: String, digest: String },
+    #[error("{0}")]
+    Rdma(RdmaError),
+    #[error(
+        "too many connections by RDMA: peers of one identity have at most {limit}; one that \
+         connects again under the same name takes the place of its earlier connection"
+    )]
+    RdmaPeers { limit: usize },
     #[error("the session has ended")]
     SessionEnded,
     #[error("unknown session of device {index}: nothing was done with it yet")]

@@ -10,7 +10,7 @@
 //!
 //! Reading order: this file (the one `match` over commands), `batch` (a batch under way), `session`
 //! (the table of sessions), then a file per kind of resource: `buffer`, `program`, `graph`,
-//! `event`, `transfer`; `cause` has every way to fail.
+//! `event`, `transfer`, `rdma`; `cause` has every way to fail.
 #![forbid(unsafe_code)]
 
 mod batch;
@@ -19,6 +19,7 @@ mod cause;
 mod event;
 mod graph;
 mod program;
+mod rdma;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -34,9 +35,11 @@ pub use session::{Directory, Home, Owner, SessionId};
 use crate::compile;
 use crate::config::{EngineLimits, WireLimits};
 use crate::device::{DeviceError, Fence, Platform};
+use crate::rdma::{Fabric, Promise, RdmaError};
 use crate::wire::command::{Command, EventNumber};
 use crate::wire::{Stored, WireError, reply};
 use batch::{Memory, Pending};
+use rdma::Rdma;
 use session::Sessions;
 
 /// What a batch waits for. The caller of [`Engine::advance`] comes back when [`Engine::is_over`]
@@ -49,6 +52,8 @@ pub enum WaitFor {
     Device { session: SessionId, fence: Fence },
     /// An event that somebody has to set.
     Event { session: SessionId, event: EventNumber, until: Instant },
+    /// Memory that is being registered for RDMA.
+    Registration(Promise),
 }
 
 /// Why a command did not finish: it failed, it has to be tried again later, or it is another
@@ -84,6 +89,7 @@ pub struct Engine {
     /// Counts events that were set, so that a caller can tell whether one was.
     events_set: u64,
     memory: Memory,
+    rdma: Rdma,
 }
 
 impl Engine {
@@ -97,7 +103,14 @@ impl Engine {
         home: Home,
     ) -> Engine {
         let (sessions, memory) = (Sessions::new(directory, home), Memory::default());
-        Engine { platform, limits, sessions, events_set: 0, memory }
+        Engine { platform, limits, sessions, events_set: 0, memory, rdma: Rdma::default() }
+    }
+
+    /// The same, which peers may reach by RDMA.
+    #[must_use]
+    pub fn with_fabric(mut self, fabric: Box<dyn Fabric>) -> Engine {
+        self.rdma.set(fabric);
+        self
     }
 
     /// [`Batch::parse`], in the memory of the last batch that was done.
@@ -194,7 +207,7 @@ impl Engine {
             Command::BatchTransfer(_) => self.unsupported_peer("BatchTransfer"),
             Command::BufferAlloc(c) => self.buffer_alloc(at, c),
             Command::BufferFree(c) => self.buffer_free(at, c.buffer),
-            Command::BufferIovas(_) => self.unsupported_rdma("BufferIOVAS"),
+            Command::BufferIovas(c) => self.buffer_iovas(at, c),
             Command::BufferOffset(c) => self.buffer_offset(at, c),
             Command::CopyIn(c) => self.copy_in(at, c, batch),
             Command::CopyOut(c) => self.copy_out(at, c.buffer, batch.use_of_output()),
@@ -203,7 +216,7 @@ impl Engine {
             Command::GraphAlloc(c) => self.graph_alloc(at, c),
             Command::GraphExec(c) => self.graph_exec(at, c),
             Command::GraphFree(c) => self.graph_free(at, c.graph),
-            Command::IbConnect(_) => self.unsupported_rdma("IBConnect"),
+            Command::IbConnect(c) => self.ib_connect(at, c, batch.owner),
             Command::ProgramAlloc(c) => self.program_alloc(at, c, batch),
             Command::ProgramExec(c) => self.program_exec(at, &c.fields()),
             Command::ProgramFree(c) => self.program_free(at, c),
@@ -244,6 +257,7 @@ impl Engine {
                     session.reached(*fence, now)
                 }
             }
+            WaitFor::Registration(promise) => promise.target().is_some(),
             WaitFor::Event { session, event, until } => {
                 now >= *until || self.event_is_set(*session, *event)
             }
@@ -266,7 +280,9 @@ impl Engine {
 
     /// Ends all sessions that a connection opened.
     pub fn release(&mut self, owner: Owner) {
+        self.rdma.end_of_owner(owner);
         self.sessions.end_of_owner(owner);
+        self.rdma.end_of_sessions(&self.sessions);
     }
 
     /// Sessions whose devices were opened since the last call: their doorbells need a reader.
@@ -304,7 +320,7 @@ impl Engine {
             offset_supported: true,
             graph_supported: true,
             graph_supports_multi: true,
-            ib_gid: None,
+            ib_gid: self.rdma.gid(),
         }
         .to_string();
         Ok(Step::Done(Output::Text(text)))
@@ -312,15 +328,12 @@ impl Engine {
 
     fn session_free(&mut self, at: SessionId) -> Result<Step, Stop> {
         self.sessions.end(at);
+        self.rdma.end_of_sessions(&self.sessions);
         DONE
     }
 
     fn unsupported_peer(&self, command: &'static str) -> Result<Step, Stop> {
         Err(Cause::NoPeers { command }.into())
-    }
-
-    fn unsupported_rdma(&self, command: &'static str) -> Result<Step, Stop> {
-        Err(Cause::NoRdma { command }.into())
     }
 
     /// That the work at `fence` was done, not lost.
@@ -336,6 +349,12 @@ impl Engine {
     fn elapsed(&mut self, session: SessionId, fence: Fence) -> Result<Duration, Cause> {
         self.finished(session, fence)?;
         Ok(self.get_mut(session)?.elapsed(fence)?)
+    }
+}
+
+impl From<RdmaError> for Cause {
+    fn from(error: RdmaError) -> Cause {
+        Cause::Rdma(error)
     }
 }
 

@@ -24,6 +24,7 @@ use super::program::{ProgramEntry, ProgramKey};
 use super::{Cause, Engine, Stop, WaitFor};
 use crate::device::{Device, DeviceError, Fence, Region, shared};
 use crate::identity::Identity;
+use crate::rdma::Promise;
 use crate::wire::Stored;
 use crate::wire::command::{BufferNumber, Command, EventNumber, GraphNumber, SessionKey};
 
@@ -148,6 +149,8 @@ pub(super) struct Session {
     /// The device's ordinal.
     pub(super) index: u64,
     owner: Owner,
+    /// Buffers that peers may write by RDMA.
+    pub(super) registrations: Map<BufferNumber, Promise>,
     pub(super) buffers: Map<BufferNumber, Buffer>,
     pub(super) events: Map<EventNumber, EventState>,
     pub(super) graphs: Map<GraphNumber, Rc<GraphState>>,
@@ -197,6 +200,11 @@ impl Session {
     /// Whether `owner` opened it.
     pub(super) fn belongs_to(&self, owner: Owner) -> bool {
         self.owner == owner
+    }
+
+    /// Whose it is.
+    pub(super) fn identity(&self) -> Identity {
+        self.name.0
     }
 
     /// How the client reaches this server.
@@ -376,6 +384,7 @@ impl Sessions {
             index: name.1.idx,
             name: name.clone(),
             owner,
+            registrations: Map::default(),
             buffers: Map::default(),
             events: Map::default(),
             graphs: Map::default(),

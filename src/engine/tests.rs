@@ -2,6 +2,7 @@
 
 mod adoption;
 mod graphs;
+mod rdma;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -110,6 +110,11 @@ impl Shard {
                     push(devices.entry(*session).or_default(), waker);
                 }
                 WaitFor::Event { .. } => push(&mut self.waits.events.borrow_mut(), waker),
+                // Other threads ring for these as they do for compilations.
+                WaitFor::Registration(promise) => {
+                    push(&mut self.waits.compilations.borrow_mut(), waker);
+                    promise.wake_on_done(&self.bell);
+                }
             }
             Poll::Pending
         })

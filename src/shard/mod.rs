@@ -43,6 +43,7 @@ use crate::device::Platform;
 use crate::device::shared::Budget;
 use crate::engine::{Directory, Engine, Home, Owner};
 use crate::identity::Access;
+use crate::rdma::DeviceFabric;
 use completion::Waits;
 use connection::ConnectionEntry;
 use driver::Reactor;
@@ -69,6 +70,8 @@ pub struct Config {
     pub access: Arc<Access>,
     /// Addresses where TLS is not spoken; on the others it is, where `access` has it.
     pub plain: Vec<SocketAddr>,
+    /// RDMA, where there is any.
+    pub fabric: Option<DeviceFabric>,
 }
 
 impl Config {
@@ -86,6 +89,7 @@ impl Config {
             staging,
             access: Arc::default(),
             plain: Vec::new(),
+            fabric: None,
         }
     }
 }
@@ -326,6 +330,10 @@ impl Start {
 
     async fn serve(self, reactor: Rc<Reactor>) {
         let engine = Engine::new((self.platform)(), self.config.engine, self.directory, self.home);
+        let engine = match &self.config.fabric {
+            Some(fabric) => engine.with_fabric(Box::new(fabric.clone())),
+            None => engine,
+        };
         let shard = Rc::new(Shard {
             access: RefCell::new(Arc::clone(&self.config.access)),
             bell: self.mesh.waker(self.home),

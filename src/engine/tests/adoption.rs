@@ -8,6 +8,7 @@ use crate::blob::Digest;
 use crate::config::DeviceLimits;
 use crate::device::shared::{Budget, Heap};
 use crate::engine::{Batch, Blob, Owner, Progress, Reply};
+use crate::rdma::NullFabric;
 
 const BYTES: usize = 256 << 10;
 const LONG: Digest = Digest([7; 32]);
@@ -101,6 +102,17 @@ fn blob_is_copied_where_a_view_of_the_buffer_lives() {
     let text = "CopyIn(3, $long, session=$a)";
     uploads.run(uploads.batch(text, 6, CLIENT));
     assert_eq!(uploads.bench.ok("CopyOut(2, session=$a)"), [6]);
+    uploads.finish();
+}
+
+#[test]
+fn blob_is_copied_where_a_peer_knows_the_memory() {
+    let mut uploads = Uploads::new();
+    uploads.bench.engine = uploads.bench.engine.with_fabric(Box::new(NullFabric::default()));
+    let ask = "BufferIOVAS([($a, 1)], session=$a)";
+    let told = uploads.bench.ok(ask);
+    assert!(uploads.copies(COPY, CLIENT, 5));
+    assert_eq!(uploads.bench.ok(ask), told);
     uploads.finish();
 }
 

@@ -1,0 +1,163 @@
+//! Peers that connect by RDMA and ask where buffers are, on a fabric that reaches nothing.
+
+use super::*;
+use crate::rdma::{Address, NullFabric, Target};
+
+fn bench() -> (Bench, NullFabric) {
+    let (mut bench, fabric) = (Bench::new(), NullFabric::default());
+    bench.engine = bench.engine.with_fabric(Box::new(fabric.clone()));
+    (bench, fabric)
+}
+
+fn connect(host: &str, queue_pair: u64) -> String {
+    format!("IBConnect('{host}', b'0123456789abcdef', {queue_pair}, session=$a)")
+}
+
+fn iovas(buffers: &[u64]) -> String {
+    let names: Vec<_> = buffers.iter().map(|buffer| format!("($a, {buffer})")).collect();
+    format!("BufferIOVAS([{}], session=$a)", names.join(", "))
+}
+
+const BUFFER_AND_VIEW: &str =
+    "BufferAlloc(1, 100, $spec, session=$a), BufferOffset(2, 30, 60, 1, session=$a)";
+
+fn targets(bytes: &[u8]) -> Vec<Target> {
+    let (each, rest) = bytes.as_chunks::<{ Target::BYTES }>();
+    assert!(rest.is_empty());
+    each.iter().map(|bytes| Target::from_bytes(bytes).unwrap()).collect()
+}
+
+#[test]
+fn properties_have_the_address_where_there_is_rdma() {
+    let (mut bench, _) = bench();
+    let text = bench.ok("GetProperties(session=$a)");
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.ends_with("ib_gid=b'nowhere in a net')"), "{text}");
+    let without = Bench::new().ok("GetProperties(session=$a)");
+    assert!(String::from_utf8(without).unwrap().ends_with("ib_gid=None)"));
+}
+
+#[test]
+fn peer_gets_an_address_and_keeps_it_until_its_connection_ends() {
+    let (mut bench, fabric) = bench();
+    let answer = bench.ok(&connect("a:1", 5));
+    let address = Address::from_bytes(answer.as_slice().try_into().unwrap()).unwrap();
+    assert_eq!(address.gid, *b"nowhere in a net");
+    bench.ok(&connect("b:1", 6));
+    assert_eq!(fabric.accepted(), 2);
+    let again = bench.ok(&connect("a:1", 7));
+    assert_ne!(again, answer, "a peer that connects again gets a new queue pair");
+    assert_eq!(fabric.accepted(), 2, "and loses the earlier one");
+    bench.ok("SessionFree(session=$a)");
+    assert_eq!(fabric.accepted(), 2, "others' sessions are reached through it too");
+    bench.engine.release(Owner::Connection(1));
+    assert_eq!(fabric.accepted(), 0);
+}
+
+#[test]
+fn queue_pair_number_that_cannot_be_is_refused() {
+    let (mut bench, fabric) = bench();
+    let failure = bench.failure(&connect("a:1", 1 << 24));
+    assert!(failure.contains("16777216 does not fit the 24 bits"), "{failure}");
+    assert_eq!(fabric.accepted(), 0);
+}
+
+#[test]
+fn peers_of_one_identity_are_bounded() {
+    let (mut bench, fabric) = bench();
+    let limit = EngineLimits::default().rdma_peers_per_identity_max;
+    for peer in 0..limit {
+        bench.ok(&connect(&format!("host{peer}"), 5));
+    }
+    let failure = bench.failure(&connect("one more", 5));
+    assert!(failure.contains("too many connections by RDMA"), "{failure}");
+    bench.ok(&connect("host0", 5));
+    assert_eq!(fabric.accepted() as usize, limit);
+}
+
+#[test]
+fn buffers_are_told_by_their_own_bytes_and_once() {
+    let (mut bench, fabric) = bench();
+    bench.ok(BUFFER_AND_VIEW);
+    let first = bench.ok(&iovas(&[1, 2]));
+    let told = targets(&first);
+    assert_eq!(told.iter().map(|target| target.bytes).collect::<Vec<_>>(), [100, 30]);
+    assert_ne!(told[0].key, told[1].key, "a view has a key of its own");
+    assert_eq!(bench.ok(&iovas(&[1, 2])), first);
+    assert_eq!(fabric.registered(), 2);
+}
+
+#[test]
+fn keys_end_with_their_buffer_and_with_the_session() {
+    let (mut bench, fabric) = bench();
+    let alloc = |number| format!("BufferAlloc({number}, 100, $spec, session=$a)");
+    bench.ok(&alloc(1));
+    bench.ok(&alloc(2));
+    let first = bench.ok(&iovas(&[1, 2]));
+    bench.ok("BufferFree(1, session=$a)");
+    assert_eq!(fabric.registered(), 1);
+    bench.ok(&alloc(1));
+    assert_ne!(bench.ok(&iovas(&[1, 2])), first, "the number is used again, the key is not");
+    bench.ok("SessionFree(session=$a)");
+    assert_eq!(fabric.registered(), 0);
+    assert_eq!(bench.budget.used(), 0);
+}
+
+#[test]
+fn view_keeps_its_key_when_its_base_is_freed() {
+    let (mut bench, fabric) = bench();
+    bench.ok(BUFFER_AND_VIEW);
+    let view = bench.ok(&iovas(&[2]));
+    bench.ok("BufferFree(1, session=$a)");
+    assert_eq!(bench.ok(&iovas(&[2])), view);
+    assert_eq!(fabric.registered(), 1);
+}
+
+#[test]
+fn unknown_buffer_and_memory_that_cannot_be_pinned_are_errors() {
+    let (mut bench, fabric) = bench();
+    bench.ok("BufferAlloc(1, 100, $spec, session=$a)");
+    let failure = bench.failure(&iovas(&[1, 9]));
+    assert!(failure.contains("unknown buffer 9"), "{failure}");
+    fabric.refuse();
+    bench.ok("BufferFree(1, session=$a), BufferAlloc(1, 100, $spec, session=$a)");
+    let failure = bench.failure(&iovas(&[1]));
+    assert!(failure.contains("100 bytes of memory could not be pinned"), "{failure}");
+    assert_eq!(fabric.registered(), 0);
+}
+
+#[test]
+fn registrations_are_begun_at_once_and_waited_for() {
+    let (mut bench, fabric) = bench();
+    bench.ok(BUFFER_AND_VIEW);
+    fabric.hold();
+    let mut batch = parse(&iovas(&[1, 2]));
+    let Progress::Wait(wait) = bench.engine.advance(&mut batch, bench.now) else {
+        panic!("there is nothing to say yet");
+    };
+    assert!(!bench.engine.is_over(&wait, bench.now));
+    fabric.release();
+    assert!(bench.engine.is_over(&wait, bench.now));
+    let Progress::Done(Reply::Ok(output)) = bench.engine.advance(&mut batch, bench.now) else {
+        panic!("both are registered");
+    };
+    assert_eq!(targets(output.as_bytes()).len(), 2);
+    assert_eq!(fabric.registered(), 2);
+}
+
+#[test]
+fn buffer_that_is_freed_while_it_is_being_registered_leaves_nothing() {
+    let (mut bench, fabric) = bench();
+    bench.ok("BufferAlloc(1, 100, $spec, session=$a)");
+    fabric.hold();
+    let mut batch = parse(&iovas(&[1]));
+    assert!(matches!(bench.engine.advance(&mut batch, bench.now), Progress::Wait(_)));
+    bench.ok("BufferFree(1, session=$a)");
+    fabric.release();
+    let Progress::Done(Reply::Failed(text)) = bench.engine.advance(&mut batch, bench.now) else {
+        panic!("there is no buffer");
+    };
+    assert!(text.contains("unknown buffer 1"), "{text}");
+    drop(batch);
+    assert_eq!(fabric.registered(), 0);
+}
