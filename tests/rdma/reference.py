@@ -1,0 +1,117 @@
+"""The client's own Python server writes into ours by RDMA.
+
+    python3 reference.py PYTHON OUTBOARD
+
+PYTHON is an interpreter that has tinygrad, OUTBOARD the server's program. The reference server gets
+device rxe0 and ours rxe1; this script is the client of both, by HTTP alone. It has a tensor
+transferred to a buffer of ours and one to a view, and reads both back.
+"""
+
+import ast
+import hashlib
+import http.client
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+NONCE = "0123456789abcdef0123456789abcdef"
+SIZE = 1 << 20
+OFFSET, PART = 4099, 5000
+
+
+class Host:
+    """One server, as a client names it."""
+
+    def __init__(self, port):
+        self.name = f"127.0.0.1:{port}"
+        self.session = f"SessionKey(host='{self.name}', idx=0, nonce='{NONCE}')"
+        self.connection = http.client.HTTPConnection(self.name, timeout=120)
+
+    def run(self, *commands, blobs=()):
+        """Commands without their session and the last parenthesis."""
+        ends = ["" if command.endswith("(") else ", " for command in commands]
+        text = ", ".join(
+            f"{command}{end}session={self.session})" for command, end in zip(commands, ends)
+        )
+        body = b""
+        for blob in (*blobs, f"[{text}]".encode()):
+            body += hashlib.sha256(blob).digest() + struct.pack("<Q", len(blob)) + blob
+        self.connection.request("POST", "/batch", body)
+        response = self.connection.getresponse()
+        reply = response.read()
+        assert response.status == 200, (self.name, response.status, reply)
+        return reply
+
+    def wait(self):
+        for _ in range(1200):
+            try:
+                self.connection.connect()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise TimeoutError(f"{self.name} does not answer")
+
+
+def properties(host):
+    reply = host.run("GetProperties(")
+    call = ast.parse(reply.decode(), mode="eval").body
+    return {keyword.arg: keyword.value for keyword in call.keywords}
+
+
+def check(theirs, ours):
+    assert properties(theirs)["ib_gid"].value is not None, "the reference found no device"
+    assert properties(ours)["ib_gid"].value is not None, "we found no device"
+    data = os.urandom(SIZE)
+    name = hashlib.sha256(data).hexdigest()
+    part = data[:PART]
+    part_name = hashlib.sha256(part).hexdigest()
+    theirs.run(
+        f"BufferAlloc(1, {SIZE}, BufferSpec()",
+        f"CopyIn(1, '{name}'",
+        f"BufferAlloc(2, {PART}, BufferSpec()",
+        f"CopyIn(2, '{part_name}'",
+        blobs=(data, part),
+    )
+    ours.run(
+        f"BufferAlloc(1, {SIZE}, BufferSpec()",
+        f"BufferAlloc(3, {SIZE}, BufferSpec()",
+        f"BufferOffset(2, {PART}, {OFFSET}, 3",
+    )
+    begin = time.monotonic()
+    theirs.run(f"Transfer(1, {ours.session}, 1")
+    print(f"the reference wrote {SIZE} bytes in {time.monotonic() - begin:.2f} s")
+    assert ours.run("CopyOut(1") == data, "a buffer has other bytes"
+    theirs.run(f"Transfer(2, {ours.session}, 2")
+    whole = ours.run("CopyOut(3")
+    expected = bytes(OFFSET) + part + bytes(SIZE - OFFSET - PART)
+    assert whole == expected, "a view has other bytes, or others were written"
+    shown = subprocess.run(["rdma", "resource", "show"], capture_output=True, text=True).stdout
+    print(shown, end="")
+    ours.run("SessionFree(")
+    shown = subprocess.run(["rdma", "resource", "show", "mr"], capture_output=True, text=True).stdout
+    assert "rxe1" not in shown, shown
+
+
+def main():
+    python, outboard = sys.argv[1:]
+    environment = {**os.environ, "DEV": "CPU", "IB_DEV": "0", "DEFAULT_GID": "1", "PORT": "6671"}
+    processes = []
+    try:
+        arguments = [python, "-m", "tinygrad.runtime.ops_remote"]
+        processes.append(subprocess.Popen(arguments, env=environment))
+        arguments = [outboard, "--listen", "127.0.0.1:6672", "--rdma-device", "rxe1", "--no-cache"]
+        processes.append(subprocess.Popen(arguments))
+        theirs, ours = Host(6671), Host(6672)
+        ours.wait()
+        theirs.wait()
+        check(theirs, ours)
+    finally:
+        for process in processes:
+            # The reference's end of a connection spins when it is asked to end.
+            process.send_signal(signal.SIGKILL)
+
+
+main()
