@@ -4,6 +4,7 @@
 //! that do the server's other work ask for all cores back.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -44,6 +45,19 @@ pub fn are_several() -> bool {
     }
 }
 
+/// The memory node of each of these cores, as far as `root` (`/sys`, unless it is a test's) says.
+#[must_use]
+pub fn nodes(root: &Path, cores: &[usize]) -> Vec<Option<usize>> {
+    // A link in the core's folder is called as the node is.
+    let node_of = |core: &usize| {
+        let folder = root.join(format!("devices/system/cpu/cpu{core}"));
+        let names =
+            std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.file_name()));
+        names.filter_map(|name| name.to_str()?.strip_prefix("node")?.parse().ok()).next()
+    };
+    cores.iter().map(node_of).collect()
+}
+
 /// Reads a list of cores, such as `0,2-5`.
 ///
 /// # Errors
@@ -67,11 +81,21 @@ pub fn parse(text: &str) -> Result<BTreeSet<usize>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{nodes, parse};
 
     #[test]
     fn cores_as_list_with_ranges_are_read() {
         assert_eq!(parse("4,0-2,1"), Ok([0, 1, 2, 4].into()));
+    }
+
+    #[test]
+    fn node_of_a_core_is_what_its_link_is_called() {
+        let root = tempfile::tempdir().unwrap();
+        for folder in ["cpu0/node0", "cpu0/cache", "cpu3/node12", "cpu4/nodes"] {
+            let path = root.path().join("devices/system/cpu").join(folder);
+            std::fs::create_dir_all(path).unwrap();
+        }
+        assert_eq!(nodes(root.path(), &[3, 0, 4, 5]), [Some(12), Some(0), None, None]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -269,6 +269,7 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let staging = Arc::new(Budget::of_staging(staging_bytes, Arc::clone(&buffers)));
     let (device, platform) = choose_platform(arguments, buffers)?;
     let mut config = shard_config(arguments, staging, access);
+    config.nodes = cores::nodes(Path::new("/sys"), &cores);
     if device == "CPU" {
         config.fabric = choose_fabric(&arguments.rdma)?;
     }

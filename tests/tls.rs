@@ -11,11 +11,13 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use outboard::identity::{Access, Rules, TlsFiles};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use support::client::{Client, body_of, request_of, request_with};
 use support::holdings::Holdings;
+use support::nodes::TwoNodes;
 use support::wait::wait_until;
 use support::{Server, ServerBuilder, scratch_file};
 
@@ -125,6 +127,34 @@ fn batch(stream: &mut Stream, commands: &[String], blobs: &[&[u8]]) -> (u16, Vec
 
 fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|i| u8::try_from((i * 7 + i / 256) % 251).expect("below 251")).collect()
+}
+
+#[test]
+fn connection_moves_to_its_devices_node_with_who_it_is_and_what_it_has_sent() {
+    let key = Private::key();
+    let tls = TlsFiles {
+        certificate: file("server.pem"),
+        key: key.0.clone(),
+        client_ca: Some(file("ca.pem")),
+    };
+    let rules = Rules { tls: Some(tls), ..Rules::default() };
+    let server = TwoNodes::start(Access::load(&rules).expect("the files are good"));
+    for turn in 0..16 {
+        let mut stream = connect(server.address(), Some("ann.pem"));
+        let words = Client::connect(server.address(), &format!("t{turn}"));
+        let second = |text: String| text.replace("idx=0", "idx=1");
+        let mut sent = Vec::new();
+        sent.extend(request_of(&body_of(&format!("[{}]", second(words.alloc(1, 4))), &[])));
+        let blob = [turn; 4];
+        let text = format!("[{}, {}]", words.copy_in(1, &blob), words.copy_out(1));
+        sent.extend(request_of(&body_of(&second(text), &[&blob])));
+        assert_eq!(exchange(&mut stream, &sent).expect("an answer").0, 200);
+        assert_eq!(receive(&mut stream).expect("an answer"), (200, blob.to_vec()));
+        let (status, bytes) = batch(&mut stream, &[second(words.copy_out(1))], &[]);
+        assert_eq!((status, bytes), (200, blob.to_vec()));
+        assert_eq!(server.opened(), [(1, "shard-1".to_owned())]);
+    }
+    server.finish();
 }
 
 #[test]

@@ -30,12 +30,20 @@ pub struct NullPlatform {
     device_count: u64,
     budget: Arc<Budget>,
     control: NullControl,
+    nodes: Vec<Option<usize>>,
 }
 
 impl NullPlatform {
     #[must_use]
     pub fn new(device_count: u64, budget: Arc<Budget>) -> NullPlatform {
-        NullPlatform { device_count, budget, control: NullControl::default() }
+        let (control, nodes) = (NullControl::default(), Vec::new());
+        NullPlatform { device_count, budget, control, nodes }
+    }
+
+    /// Has its devices be next to these memory nodes.
+    #[must_use]
+    pub fn with_nodes(self, nodes: &[Option<usize>]) -> NullPlatform {
+        NullPlatform { nodes: nodes.to_vec(), ..self }
     }
 
     /// A handle that stays with the test when the platform goes to what is tested.
@@ -57,6 +65,10 @@ impl Platform for NullPlatform {
     fn renderer(&self, _index: u64) -> Renderer {
         let (module, class) = ("tinygrad.renderer.cstyle", "ClangRenderer");
         Renderer { module, class, arguments: "()".to_owned() }
+    }
+
+    fn numa_node(&self, index: u64) -> Option<usize> {
+        *self.nodes.get(usize::try_from(index).ok()?)?
     }
 
     fn open(&mut self, index: u64) -> Result<Box<dyn Device>, DeviceError> {

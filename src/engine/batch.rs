@@ -331,6 +331,12 @@ impl<'t> Batch<'t> {
         }
     }
 
+    /// Whether it brought data.
+    #[must_use]
+    pub fn has_blobs(&self) -> bool {
+        !self.blobs.0.is_empty()
+    }
+
     /// Whether the batch may hold the core once more to wait for a device.
     pub(super) fn may_linger(&mut self) -> bool {
         self.lingers += 1;

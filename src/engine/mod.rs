@@ -128,6 +128,16 @@ impl Engine {
         Batch::parse_with(&mut self.memory, text, blobs, owner, limits)
     }
 
+    /// The memory node of the device that a batch names first, if that is known, and the session is
+    /// one that the batch would open.
+    #[must_use]
+    pub fn node_of_new_session(&self, batch: &Batch<'_>) -> Option<usize> {
+        let (_, key) = batch.commands.session(0)?;
+        let is_new =
+            key.idx < self.platform.device_count() && self.sessions.is_unknown(batch.identity, key);
+        if is_new { self.platform.numa_node(key.idx) } else { None }
+    }
+
     /// Runs a batch until it is done, has to wait, or has used its slice of time.
     pub fn advance(&mut self, batch: &mut Batch<'_>, now: Instant) -> Progress {
         self.prefetch(batch);

@@ -356,6 +356,11 @@ impl Sessions {
         std::mem::take(&mut self.opened)
     }
 
+    /// Whether there is no such session, on any shard.
+    pub(super) fn is_unknown(&self, identity: Identity, key: &SessionKey<'_>) -> bool {
+        self.directory.find(Wanted(identity, key)).is_none()
+    }
+
     /// The other shard on which a session lives.
     fn elsewhere(&self, wanted: Wanted<'_, '_>) -> Option<Home> {
         self.directory.find(wanted).filter(|home| *home != self.home)

@@ -16,11 +16,11 @@ use tracing::debug;
 use super::Shard;
 use super::body::{Body, BodyError, Direct, Text};
 use super::completion::{Cancel, Gone};
-use super::io::{Handle, Received, Socket};
+use super::io::{Detached, Handle, Received, Socket};
 use crate::blob::Hash;
 use crate::config::HashPolicy;
 use crate::device::shared::Heap;
-use crate::engine::{Batch, Blobs, Cause, Output, Owner, Progress, Reading, Reply};
+use crate::engine::{Batch, Blobs, Cause, Home, Output, Owner, Progress, Reading, Reply};
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
 use crate::identity::{Denied, Identity};
 use crate::wire::reply;
@@ -158,8 +158,41 @@ struct Connection {
     identity: Option<Identity>,
     http: http::Connection,
     input: Input,
+    /// Whether it may still move to another shard, as before its first reply.
+    may_move: bool,
     /// Bytes since the last time that others had their turn.
     taken: usize,
+}
+
+/// A connection on its way to another shard, which is to answer its first request.
+pub(super) struct Moved {
+    socket: Detached,
+    known: Option<Identity>,
+    identity: Option<Identity>,
+    http: http::Connection,
+    /// The request, which is received and not answered.
+    text: Vec<u8>,
+    /// What has been received behind it.
+    behind: Vec<u8>,
+}
+
+/// Why requests are not answered here any more.
+enum End {
+    Closed,
+    /// The request with this text is another shard's to answer.
+    Moves(Home, Vec<u8>),
+}
+
+/// Why a request is not answered here.
+enum Unanswered {
+    Gone,
+    Moves(Home),
+}
+
+impl From<Gone> for Unanswered {
+    fn from(Gone: Gone) -> Unanswered {
+        Unanswered::Gone
+    }
 }
 
 /// Serves a connection to its end, then ends the sessions that it opened.
@@ -177,43 +210,93 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
             return shard.connection_ended();
         }
     };
-    let mut connection = Connection {
+    let connection = Connection {
         known,
         identity: known,
         http: http::Connection::new(shard.config.http),
         input: Input::default(),
-        shard: Rc::clone(&shard),
+        may_move: shard.nodes.differ(),
+        shard,
         socket,
         entry,
         owner,
         taken: 0,
     };
-    let outcome = connection.exchange_all().await;
-    shard.connections.borrow_mut().remove(&owner);
-    shard.engine.borrow_mut().release(owner);
-    shard.memory.wake_all();
-    match outcome {
-        Ok(()) => connection.socket.close().await,
-        Err(error) => debug!(?owner, %error, "connection lost"),
-    }
-    shard.connection_ended();
+    connection.serve(None).await;
+}
+
+/// Serves a connection that another shard has begun to serve.
+pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
+    let Moved { socket, known, identity, http, text, behind } = moved;
+    let socket = Socket::attach(&shard.reactor, socket);
+    let staging = Heap::new(Arc::clone(&shard.config.staging));
+    let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
+    entry.idle.set(false);
+    shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
+    let input = Input { held: Held::Joined(behind), start: 0 };
+    let may_move = false;
+    let connection = Connection {
+        known,
+        identity,
+        http,
+        input,
+        may_move,
+        shard,
+        socket,
+        entry,
+        owner,
+        taken: 0,
+    };
+    connection.serve(Some(text)).await;
 }
 
 impl Connection {
-    async fn exchange_all(&mut self) -> io::Result<()> {
+    /// Serves it to its end, or to where it moves to another shard. `text` is that of a request
+    /// which has arrived.
+    async fn serve(mut self, text: Option<Vec<u8>>) {
+        let (shard, owner) = (Rc::clone(&self.shard), self.owner);
+        let outcome = self.exchange_all(text).await;
+        shard.connections.borrow_mut().remove(&owner);
+        shard.engine.borrow_mut().release(owner);
+        shard.memory.wake_all();
+        match outcome {
+            Ok(End::Closed) => self.socket.close().await,
+            Ok(End::Moves(to, text)) => match self.leave(text) {
+                Ok(moved) => shard.send_away(to, moved).await,
+                Err(error) => debug!(?owner, %error, "connection lost"),
+            },
+            Err(error) => debug!(?owner, %error, "connection lost"),
+        }
+        shard.connection_ended();
+    }
+
+    /// What another shard needs in order to go on with the request that has this text.
+    fn leave(self, text: Vec<u8>) -> io::Result<Moved> {
+        let Connection { socket, known, identity, http, input, entry, .. } = self;
+        drop(entry);
+        let (socket, behind) = (socket.detach()?, input.bytes().to_vec());
+        Ok(Moved { socket, known, identity, http, text, behind })
+    }
+
+    async fn exchange_all(&mut self, text: Option<Vec<u8>>) -> io::Result<End> {
+        let here = |text| Arrived::Batch(Text::Own(text), Blobs::default());
+        let mut here = text.map(here);
         loop {
-            let arrived = self.arrive().await?;
+            let arrived = match here.take() {
+                Some(arrived) => arrived,
+                None => self.arrive().await?,
+            };
             self.entry.deadline.set(None);
             let (text, blobs) = match arrived {
                 Arrived::Batch(text, blobs) => (text, blobs),
                 Arrived::Refused(status, text) => {
                     self.respond(status, Output::Text(text)).await?;
                     if self.http.closes() {
-                        return Ok(());
+                        return Ok(End::Closed);
                     }
                     continue;
                 }
-                Arrived::Closed => return Ok(()),
+                Arrived::Closed => return Ok(End::Closed),
             };
             // The text lies in the input, which nothing is received into before the reply.
             let input = std::mem::take(&mut self.input);
@@ -222,12 +305,20 @@ impl Connection {
                 Text::Own(text) => text,
             };
             let work = text.len();
-            let Ok((status, output)) = self.run(text, blobs).await else { return Ok(()) };
+            let (status, output) = match self.run(text, blobs).await {
+                Ok(answer) => answer,
+                Err(Unanswered::Gone) => return Ok(End::Closed),
+                Err(Unanswered::Moves(to)) => {
+                    let text = text.to_vec();
+                    self.input = input;
+                    return Ok(End::Moves(to, text));
+                }
+            };
             self.input = input;
             self.shard.memory.wake_all();
             self.respond(status, output).await?;
             if self.http.closes() {
-                return Ok(());
+                return Ok(End::Closed);
             }
             // A pipelining client has the next request here already.
             if !self.input.is_empty() {
@@ -236,8 +327,8 @@ impl Connection {
         }
     }
 
-    /// Runs a batch. `Err` when the client went away meanwhile.
-    async fn run(&mut self, text: &[u8], blobs: Blobs) -> Result<(Status, Output), Gone> {
+    /// Runs a batch, unless it is another shard's to run or the client goes away meanwhile.
+    async fn run(&mut self, text: &[u8], blobs: Blobs) -> Result<(Status, Output), Unanswered> {
         let limits = &self.shard.config.wire;
         let parsed = self.shard.engine.borrow_mut().parse(text, blobs, self.owner, limits);
         let mut batch = match parsed {
@@ -248,6 +339,11 @@ impl Connection {
                 return Ok((Status::InternalServerError, Output::Text(text)));
             }
         };
+        if self.may_move
+            && let Some(home) = self.shard.nearer_home(&batch)
+        {
+            return Err(Unanswered::Moves(home));
+        }
         self.entry.in_batch.set(true);
         let reply = self.shard.run(&self.entry.cancel, &mut batch).await;
         self.entry.in_batch.set(false);
@@ -261,6 +357,7 @@ impl Connection {
     }
 
     async fn respond(&mut self, status: Status, output: Output) -> io::Result<()> {
+        self.may_move = false;
         if self.shard.draining.get() {
             self.http.stop();
         }

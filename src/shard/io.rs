@@ -123,6 +123,17 @@ pub(super) struct Socket {
     tls: Option<Box<Tls>>,
 }
 
+/// A connection of no shard, on its way from one to another. Nothing of it is under way.
+pub(super) struct Detached {
+    fd: OwnedFd,
+    corked: Vec<u8>,
+    early: Vec<u8>,
+    is_drained: bool,
+    sends_in_place: bool,
+    peer: Option<IpAddr>,
+    tls: Option<Box<Tls>>,
+}
+
 /// How many bytes have to have come before the owner of a socket hears of them.
 #[derive(Clone, Debug)]
 struct LowWater(Rc<Cell<usize>>);
@@ -167,6 +178,21 @@ impl Socket {
             peer: None,
             tls: None,
         }
+    }
+
+    /// Takes the connection from its shard. Handles to it should be gone: they keep the socket open.
+    pub(super) fn detach(self) -> io::Result<Detached> {
+        self.low_water.set(&self.fd, 1)?;
+        let Socket { fd, corked, early, is_drained, sends_in_place, peer, tls, .. } = self;
+        let fd = Rc::try_unwrap(fd).or_else(|fd| fd.try_clone())?;
+        Ok(Detached { fd, corked, early, is_drained, sends_in_place, peer, tls })
+    }
+
+    /// Gives a connection to a shard.
+    pub(super) fn attach(reactor: &Rc<Reactor>, detached: Detached) -> Socket {
+        let Detached { fd, corked, early, is_drained, sends_in_place, peer, tls } = detached;
+        let socket = Socket::new(reactor, fd, sends_in_place);
+        Socket { corked, early, is_drained, peer, tls, ..socket }
     }
 
     /// Has everything encrypted from now on, after [`Self::shake_hands`].

@@ -1,7 +1,7 @@
 //! Messages between shards: a closed set, over bounded queues.
 //!
 //! A command that names a session of another shard goes there as text, with the blob that it
-//! names, and its outcome comes back. Nothing else crosses.
+//! names, and its outcome comes back. A connection may go once (`moving`). Nothing else crosses.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use crossbeam::queue::ArrayQueue;
 
 use super::Shard;
 use super::completion::{Cancel, Gone};
-use super::connection::Unreadable;
+use super::connection::{Moved, Unreadable};
 use super::io::{Bell, Doorbell};
 use crate::blob::Digest;
 use crate::engine::{Batch, Blob, Blobs, Home, Output, Owner};
@@ -37,6 +37,8 @@ pub(super) enum Message {
         from: Home,
         ticket: u64,
     },
+    /// Serve this connection from now on.
+    Connection(Box<Moved>),
     /// Stop accepting, finish what runs.
     Drain,
     /// The outcome of a command that you sent.
@@ -158,6 +160,7 @@ impl Shard {
                         };
                         self.reactor.spawn(task).detach();
                     }
+                    Message::Connection(moved) => self.take_in(*moved),
                     Message::Drain => self.begin_drain(),
                     Message::Outcome { ticket, outcome } => self.arrived(ticket, outcome),
                 }
@@ -207,7 +210,7 @@ impl Shard {
         Ok(bytes)
     }
 
-    async fn send_patiently(&self, to: Home, message: Message) {
+    pub(super) async fn send_patiently(&self, to: Home, message: Message) {
         let mut message = message;
         while let Err(back) = self.mesh.send(to, message) {
             message = back;

@@ -5,7 +5,7 @@
 //! (`engine`).
 //!
 //! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `body`,
-//! `memory`, `completion` (all waiting), `mesh`, `io` (the seam to the sockets), `tls`, `driver`
+//! `memory`, `completion` (all waiting), `mesh`, `moving`, `io` (the seam to the sockets), `tls`, `driver`
 //! (when the kernel is entered), `ring` (how).
 //!
 //! One shard's state is borrowed in one synchronous call at a time; no borrow lives across an
@@ -19,6 +19,7 @@ mod driver;
 mod io;
 mod memory;
 mod mesh;
+mod moving;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,7 @@ use connection::ConnectionEntry;
 use driver::Reactor;
 use io::{Doorbell, Listener};
 use mesh::{Forwarded, Mesh, Message};
+use moving::Nodes;
 
 /// Entries of each of an executor's own rings, which do nothing here. Larger ones cost locked
 /// memory; see the README about `LimitMEMLOCK`.
@@ -64,6 +66,8 @@ pub struct Config {
     pub ring: RingLimits,
     pub shard: ShardLimits,
     pub wire: WireLimits,
+    /// The memory node of each shard's core, as far as it is known.
+    pub nodes: Vec<Option<usize>>,
     /// Account of the memory that bodies are received into.
     pub staging: Arc<Budget>,
     /// Who may come, until [`Admission::replace`].
@@ -86,6 +90,7 @@ impl Config {
             ring: RingLimits::default(),
             shard: ShardLimits::default(),
             wire: WireLimits::default(),
+            nodes: Vec::new(),
             staging,
             access: Arc::default(),
             plain: Vec::new(),
@@ -123,6 +128,7 @@ struct Shard {
     home: Home,
     memory: memory::Queue,
     mesh: Mesh,
+    nodes: Nodes,
     owner_next: Cell<u64>,
     reactor: Rc<Reactor>,
     waits: Waits,
@@ -345,6 +351,7 @@ impl Start {
             home: self.home,
             memory: memory::Queue::default(),
             mesh: self.mesh,
+            nodes: Nodes::new(&self.config.nodes),
             owner_next: Cell::new(0),
             reactor: Rc::clone(&reactor),
             waits: Waits::default(),

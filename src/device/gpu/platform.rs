@@ -35,6 +35,15 @@ struct Found {
     shared: Arc<Shared>,
     target: Target,
     renderer: Renderer,
+    /// The memory node next to it.
+    node: Option<usize>,
+}
+
+/// The memory node that a device's bus is next to. The kernel writes -1 where there is one node
+/// only.
+fn node_of(pci: &str) -> Option<usize> {
+    let path = format!("/sys/bus/pci/devices/{pci}/numa_node");
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 impl GpuConfig {
@@ -69,7 +78,8 @@ impl GpuConfig {
                 Vendor::Nvidia => Target::Cuda { arch },
             };
             let shared = Shared { driver, ordinal, info, budget: OnceLock::new() };
-            Ok(Found { shared: Arc::new(shared), target, renderer })
+            let node = node_of(&shared.info.pci);
+            Ok(Found { shared: Arc::new(shared), target, renderer, node })
         };
         let devices = (0..loaded.devices).map(device).collect::<Result<_, String>>()?;
         let (name, workers) = (driver.name(), None);
@@ -139,10 +149,7 @@ impl Platform for GpuPlatform {
     }
 
     fn numa_node(&self, index: u64) -> Option<usize> {
-        let pci = &self.device(index)?.shared.info.pci;
-        let path = format!("/sys/bus/pci/devices/{pci}/numa_node");
-        // The kernel writes -1 where there is one node only.
-        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+        self.device(index)?.node
     }
 
     fn open(&mut self, index: u64) -> Result<Box<dyn Device>, DeviceError> {
