@@ -45,13 +45,14 @@ impl Default for WireLimits {
 pub struct EnvelopeLimits {
     /// Bytes of one blob. A tensor of a current accelerator's whole memory fits.
     pub blob_bytes_max: u64,
-    /// Blobs of one body. A batch refers to at most a few blobs per command.
+    /// Blobs of one body. A batch refers to at most a few blobs per command, and the largest
+    /// recorded one has some thousand commands. Each blob costs some 200 bytes to keep account of.
     pub blobs_max: u64,
 }
 
 impl Default for EnvelopeLimits {
     fn default() -> Self {
-        EnvelopeLimits { blob_bytes_max: 256 << 30, blobs_max: 1 << 20 }
+        EnvelopeLimits { blob_bytes_max: 256 << 30, blobs_max: 1 << 16 }
     }
 }
 
@@ -97,12 +98,21 @@ pub struct EngineLimits {
     pub commands_per_slice: usize,
     /// Compilations of one batch under way at once, so that one client does not fill the queue.
     pub compilations_ahead_max: usize,
+    /// Compilations of one identity under way at once: half of those that can wait, so that others
+    /// find room. Of these, half are for commands whose turn it is: compiling ahead takes no more
+    /// than the rest.
+    pub compilations_per_identity_max: usize,
     /// Events of one session that are set and not waited for yet.
     pub events_per_session_max: usize,
     /// Kernels and copies, or inputs, of one graph: it is recorded in one go.
     pub graph_nodes_max: usize,
     /// Graphs of one session.
     pub graphs_per_session_max: usize,
+    /// Device memory of all sessions of one identity. All that there is by default: to fill a
+    /// machine with one model is what a server is for, and only who shares it out knows how.
+    pub memory_per_identity_bytes_max: u64,
+    /// Device memory of one session; none of its own by default, for the same reason.
+    pub memory_per_session_bytes_max: u64,
     /// Names of one session that are remembered because a command failed to make them.
     pub missing_max: usize,
     /// Programs of one session. BEAM search keeps some thousands at once.
@@ -129,9 +139,12 @@ impl Default for EngineLimits {
             buffers_per_session_max: 1 << 20,
             commands_per_slice: 512,
             compilations_ahead_max: 32,
+            compilations_per_identity_max: 512,
             events_per_session_max: 1 << 16,
             graph_nodes_max: 1 << 16,
             graphs_per_session_max: 1 << 16,
+            memory_per_identity_bytes_max: u64::MAX,
+            memory_per_session_bytes_max: u64::MAX,
             missing_max: 1 << 12,
             programs_per_session_max: 1 << 16,
             rdma_peers_per_identity_max: 256,
@@ -181,6 +194,9 @@ pub struct ShardLimits {
     pub body_pause_max: Duration,
     /// Connections of one shard. An idle one costs some KiB.
     pub connections_max: usize,
+    /// Connections of one identity, on all shards: as many as it may have sessions. A stock client
+    /// has one, whatever it does.
+    pub connections_per_identity_max: usize,
     /// How long a drain waits for batches that run.
     pub drain_time_max: Duration,
     /// Time for the whole head of a request, from its first byte.
@@ -194,9 +210,16 @@ pub struct ShardLimits {
     /// Blobs up to here are held in the server's own memory and copied through the queue; longer
     /// ones are received where the device takes them from.
     pub private_blob_bytes_max: u64,
+    /// Bytes of one body's blobs that are held so: no budget counts them. What exceeds them goes
+    /// where long blobs go.
+    pub private_bytes_per_body_max: u64,
     /// Replies up to here are copied behind their heads and go out with the next receive. A copy of
     /// so much costs less than an entry into the kernel does.
     pub reply_copied_bytes_max: usize,
+    /// How long a peer may take nothing of a reply, whether it is silent or says that it has no
+    /// room. The stock client sends to all its servers before it reads from any, and is patient
+    /// with each for 300 seconds: so a reply may lie unread for so long.
+    pub send_pause_max: Duration,
     /// Bytes of one operation that sends. It copies what the socket's buffer has room for and waits
     /// for more, so others have their turn in between whatever its size; with small ones the socket
     /// runs dry at the end of each.
@@ -221,18 +244,27 @@ impl Default for ShardLimits {
         ShardLimits {
             body_pause_max: Duration::from_secs(60),
             connections_max: 8192,
+            connections_per_identity_max: 4096,
             drain_time_max: Duration::from_secs(30),
             head_time_max: Duration::from_secs(20),
             io_slice_bytes: 1 << 20,
             keepalive_idle: Duration::from_secs(30),
             private_blob_bytes_max: 16 << 10,
+            private_bytes_per_body_max: 1 << 20,
             reply_copied_bytes_max: 16 << 10,
+            send_pause_max: Duration::from_secs(360),
             send_piece_bytes: 4 << 20,
             staging_wait_max: Duration::from_secs(30),
             tick: Duration::from_millis(100),
             zero_copy_bytes_min: 32 << 10,
         }
     }
+}
+
+impl ShardLimits {
+    /// Connections beyond [`Self::connections_max`] that are told so at one time. Each has a
+    /// descriptor for half a second at most.
+    pub const TURNED_AWAY_MAX: usize = 64;
 }
 
 /// Each shard's ring. See `shard::ring`.

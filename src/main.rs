@@ -119,6 +119,16 @@ struct ServeArgs {
     #[arg(long, value_name = "N",
           default_value_t = EngineLimits::default().sessions_per_identity_max)]
     session_limit: usize,
+    /// Connections of one identity, on all shards.
+    #[arg(long, value_name = "N",
+          default_value_t = ShardLimits::default().connections_per_identity_max)]
+    identity_connections: usize,
+    /// Device memory of all sessions of one identity, such as 16G [default: all].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    identity_memory: Option<u64>,
+    /// Device memory of one session [default: all].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    session_memory: Option<u64>,
     /// Kind of accelerator to serve.
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceChoice,
@@ -166,6 +176,12 @@ struct ServeArgs {
     /// Seconds that a client may pause inside a body.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "60")]
     body_timeout: Duration,
+    /// Seconds that a client may take nothing of a reply.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "360")]
+    reply_timeout: Duration,
+    /// Seconds that a client waits for an event that nobody sets.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "290")]
+    wait_timeout: Duration,
     /// Microseconds that a shard watches its sockets after it was last active before it sleeps:
     /// shorter round trips, for a core's time.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
@@ -313,7 +329,10 @@ fn rules(arguments: &ServeArgs) -> Result<Rules, Box<dyn std::error::Error>> {
 fn shard_config(arguments: &ServeArgs, staging: Arc<Budget>, access: Arc<Access>) -> shard::Config {
     shard::Config {
         engine: EngineLimits {
+            memory_per_identity_bytes_max: arguments.identity_memory.unwrap_or(u64::MAX),
+            memory_per_session_bytes_max: arguments.session_memory.unwrap_or(u64::MAX),
             sessions_per_identity_max: arguments.session_limit,
+            wait_time_max: arguments.wait_timeout,
             ..EngineLimits::default()
         },
         hash: HashPolicy { verify_sha256: arguments.verify_sha256, ..HashPolicy::default() },
@@ -325,8 +344,10 @@ fn shard_config(arguments: &ServeArgs, staging: Arc<Budget>, access: Arc<Access>
         shard: ShardLimits {
             body_pause_max: arguments.body_timeout,
             connections_max: arguments.connection_limit,
+            connections_per_identity_max: arguments.identity_connections,
             drain_time_max: arguments.drain_timeout,
             head_time_max: arguments.head_timeout,
+            send_pause_max: arguments.reply_timeout,
             staging_wait_max: arguments.staging_timeout,
             ..ShardLimits::default()
         },

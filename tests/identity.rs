@@ -2,69 +2,16 @@
 
 mod support;
 
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use support::Server;
 use support::client::{Client, body_of, request_of};
+use support::tokens::{ANN, BOB, TokenFile, ann, bob};
 use support::wait::wait_until;
-use support::{Server, ServerBuilder, scratch_file};
-
-const ANN: &str = "ann-0123456789abcdefghijklmnop";
-const BOB: &str = "bob-0123456789abcdefghijklmnop";
-
-/// A file of tokens that goes when it is dropped.
-struct TokenFile(PathBuf);
-
-impl TokenFile {
-    fn new(text: &str) -> TokenFile {
-        let file = TokenFile(scratch_file("tokens"));
-        file.write(text);
-        file.set_mode(0o600);
-        file
-    }
-
-    fn of_both() -> TokenFile {
-        TokenFile::new(&format!("# the lab\nann {ANN}\nbob {BOB}\n"))
-    }
-
-    fn path(&self) -> &Path {
-        &self.0
-    }
-
-    fn write(&self, text: &str) {
-        fs::write(&self.0, text).expect("the scratch folder can be written");
-    }
-
-    fn set_mode(&self, mode: u32) {
-        let permissions = fs::Permissions::from_mode(mode);
-        fs::set_permissions(&self.0, permissions).expect("it is this process's own");
-    }
-
-    fn server(&self) -> ServerBuilder {
-        Server::builder().arg("--token-file").arg(&self.0.to_string_lossy())
-    }
-}
-
-impl Drop for TokenFile {
-    fn drop(&mut self) {
-        // Best effort: the folder belongs to the build and goes with it.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn ann(server: &Server, nonce: &str) -> Client {
-    Client::connect(server.address(), nonce).with_token(ANN)
-}
-
-fn bob(server: &Server, nonce: &str) -> Client {
-    Client::connect(server.address(), nonce).with_token(BOB)
-}
 
 /// The words of a reply that has to be a denial.
 fn denial(client: &mut Client) -> String {

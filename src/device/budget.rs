@@ -1,7 +1,11 @@
-//! How much memory the whole server hands out.
+//! How much memory the whole server hands out, and how much of it to whom.
 //!
-//! Owns: [`Budget`], the account of one kind of memory, shared by all shards; `Charge`, what one
-//! piece of memory has taken from it. Absent: the memory itself (`segment`, `shared`).
+//! Owns: [`Budget`], the account of one kind of memory, shared by all shards; [`Quota`], what of it
+//! one session may have, and its identity; `Charge`, what one piece of memory has taken. Absent:
+//! the memory itself (`segment`, `shared`), who has which quota.
+//!
+//! Budgets form a small graph: what is taken of a session's is taken of its identity's and of the
+//! device's too, or of none of them.
 //!
 //! Memory that is kept warm for later use is counted beside what is in use: it never makes an
 //! allocation fail, and is to be let go where the two together pass the limit.
@@ -11,21 +15,64 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::DeviceError;
 
-/// How much memory all heaps together may hand out.
+/// Whose memory a budget is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// That of all clients.
+    All,
+    /// That of all bodies of one identity that are arriving.
+    Bodies,
+    /// That of all sessions of one identity.
+    Identity,
+    /// That of one session.
+    Session,
+}
+
+/// How much memory all heaps together may hand out, or those of one client.
 #[derive(Debug)]
 pub struct Budget {
+    whose: Whose,
     limit: u64,
     used: AtomicU64,
     /// Beside `used`.
     kept: AtomicU64,
     reserve: Option<Arc<Budget>>,
+    /// What is taken here is taken of these too. What is kept is theirs alone.
+    above: Vec<Arc<Budget>>,
+    /// Whether as much has to be free above as is used here, for others.
+    leaves_room: bool,
 }
 
 impl Budget {
     /// A budget of `limit` bytes.
     #[must_use]
     pub fn new(limit: u64) -> Budget {
-        Budget { limit, used: AtomicU64::new(0), kept: AtomicU64::new(0), reserve: None }
+        Budget::part(Whose::All, limit, Vec::new())
+    }
+
+    /// What all sessions of one identity may have of all devices.
+    #[must_use]
+    pub fn of_identity(limit: u64) -> Budget {
+        Budget::part(Whose::Identity, limit, Vec::new())
+    }
+
+    /// What bodies of one identity may have of `staging` while they arrive. Where they draw on its
+    /// reserve, the identity's `memory` pays as well. With `leaves_room`, never more than what
+    /// stays free: one identity has half at most, and whoever comes finds half of what is left.
+    #[must_use]
+    pub fn of_bodies(staging: &Arc<Budget>, memory: &Arc<Budget>, leaves_room: bool) -> Budget {
+        let reserve = staging.reserve.as_ref().map(|buffers| {
+            let above = vec![Arc::clone(memory), Arc::clone(buffers)];
+            Arc::new(Budget::part(Whose::Identity, u64::MAX, above))
+        });
+        let limit = if leaves_room { staging.limit / 2 } else { staging.limit };
+        let part = Budget::part(Whose::Bodies, limit, vec![Arc::clone(staging)]);
+        Budget { reserve, leaves_room, ..part }
+    }
+
+    fn part(whose: Whose, limit: u64, above: Vec<Arc<Budget>>) -> Budget {
+        let (used, kept) = (AtomicU64::new(0), AtomicU64::new(0));
+        Budget { whose, limit, used, kept, reserve: None, above, leaves_room: false }
     }
 
     /// A budget of `limit` bytes for what arrives. What is to become a buffer may draw on
@@ -44,29 +91,55 @@ impl Budget {
     /// Bytes that nobody uses and that are kept warm.
     #[must_use]
     pub fn kept(&self) -> u64 {
-        self.kept.load(Ordering::Relaxed)
+        self.root().kept.load(Ordering::Relaxed)
     }
 
     /// The most that anybody can ever have; with `draws`, from the reserve too.
     #[must_use]
     pub fn reach(&self, draws: bool) -> u64 {
-        let more = self.reserve.as_ref().filter(|_| draws).map_or(0, |reserve| reserve.limit);
-        self.limit.saturating_add(more)
+        let more = self.reserve.as_ref().filter(|_| draws).map_or(0, |reserve| reserve.ceiling());
+        self.ceiling().saturating_add(more)
+    }
+
+    /// The least of the limits that hold here.
+    fn ceiling(&self) -> u64 {
+        self.above.iter().fold(self.limit, |least, above| least.min(above.ceiling()))
+    }
+
+    /// That of all clients.
+    fn root(&self) -> &Budget {
+        self.above.first().map_or(self, |above| above.root())
     }
 
     pub(super) fn refusal(&self, asked: u64) -> DeviceError {
-        let free = self.limit.saturating_sub(self.used());
-        DeviceError::OutOfMemory { asked, free, limit: self.limit }
+        let (whose, used, limit) = (self.whose, self.used(), self.limit_now());
+        match whose {
+            Whose::All => {
+                DeviceError::OutOfMemory { asked, free: limit.saturating_sub(used), limit }
+            }
+            _ => DeviceError::OverQuota { whose, asked, used, limit },
+        }
+    }
+
+    /// What may be used here at this moment, if nobody else takes any.
+    fn limit_now(&self) -> u64 {
+        if !self.leaves_room {
+            return self.limit;
+        }
+        let root = self.root();
+        let left_by_others = root.limit.saturating_sub(root.used()).saturating_add(self.used());
+        self.limit.min(left_by_others / 2)
     }
 
     /// Whether what is kept stands in the way.
     pub(super) fn is_short(&self) -> bool {
-        self.used().saturating_add(self.kept()) > self.limit
+        let root = self.root();
+        root.used().saturating_add(root.kept()) > root.limit
     }
 
     /// Counts bytes as kept, if they are nobody's loss.
     pub(super) fn keep(&self, bytes: u64) -> bool {
-        self.kept.fetch_add(bytes, Ordering::Relaxed);
+        self.root().kept.fetch_add(bytes, Ordering::Relaxed);
         let fits = !self.is_short();
         if !fits {
             self.unkeep(bytes);
@@ -75,17 +148,53 @@ impl Budget {
     }
 
     pub(super) fn unkeep(&self, bytes: u64) {
-        self.kept.fetch_sub(bytes, Ordering::Relaxed);
+        self.root().kept.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn take(&self, bytes: u64) -> Result<(), DeviceError> {
-        let add = |used: u64| used.checked_add(bytes).filter(|total| *total <= self.limit);
+        let limit = self.limit_now();
+        let add = |used: u64| used.checked_add(bytes).filter(|total| *total <= limit);
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        taken.map(drop).map_err(|_| self.refusal(bytes))
+        taken.map_err(|_| self.refusal(bytes))?;
+        for (index, above) in self.above.iter().enumerate() {
+            if let Err(error) = above.take(bytes) {
+                self.above[..index].iter().for_each(|taken| taken.give(bytes));
+                self.used.fetch_sub(bytes, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn give(&self, bytes: u64) {
+        self.above.iter().for_each(|above| above.give(bytes));
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// How much of a device's memory one session may have.
+#[derive(Clone, Debug)]
+pub struct Quota {
+    session_bytes_max: u64,
+    /// What all sessions of its identity have together.
+    identity: Option<Arc<Budget>>,
+}
+
+impl Quota {
+    /// All that there is.
+    pub const NONE: Quota = Quota { session_bytes_max: u64::MAX, identity: None };
+
+    /// At most `session_bytes_max` bytes, and what `identity` has left.
+    #[must_use]
+    pub fn new(session_bytes_max: u64, identity: Arc<Budget>) -> Quota {
+        Quota { session_bytes_max, identity: Some(identity) }
+    }
+
+    /// The budget of one session, whose memory comes from `whole`.
+    pub(super) fn of(&self, whole: &Arc<Budget>) -> Arc<Budget> {
+        // The first is the root.
+        let above = std::iter::once(whole).chain(&self.identity).map(Arc::clone).collect();
+        Arc::new(Budget::part(Whose::Session, self.session_bytes_max, above))
     }
 }
 
@@ -223,6 +332,69 @@ mod tests {
         assert_eq!((charge.bytes(), staging.used(), buffers.used()), (9, 8, 1));
         drop(charge);
         assert_eq!((staging.used(), buffers.used()), (0, 0));
+    }
+
+    #[test]
+    fn quota_is_taken_of_session_identity_and_device_or_of_none() {
+        let device = Arc::new(Budget::new(100));
+        let identity = Arc::new(Budget::of_identity(60));
+        let quota = Quota::new(40, Arc::clone(&identity));
+        let (first, second) = (quota.of(&device), quota.of(&device));
+        let whose = |refused: Result<Charge, DeviceError>| match refused.unwrap_err() {
+            DeviceError::OverQuota { whose, used, limit, .. } => (whose, used, limit),
+            DeviceError::OutOfMemory { free, limit, .. } => (Whose::All, limit - free, limit),
+            other => panic!("{other}"),
+        };
+        let kept = Charge::new(&first, 35).unwrap();
+        assert_eq!(whose(Charge::new(&first, 6)), (Whose::Session, 35, 40));
+        assert_eq!(whose(Charge::new(&second, 26)), (Whose::Identity, 35, 60));
+        let others = Charge::new(&device, 50).unwrap();
+        assert_eq!(whose(Charge::new(&second, 16)), (Whose::All, 85, 100));
+        let used = [&first, &second, &identity, &device].map(|budget| budget.used());
+        assert_eq!(used, [35, 0, 35, 85], "what was refused is counted nowhere");
+        drop((kept, others));
+        let used = [&first, &second, &identity, &device].map(|budget| budget.used());
+        assert_eq!(used, [0; 4]);
+    }
+
+    #[test]
+    fn bodies_of_one_identity_leave_room_for_those_of_the_next() {
+        let buffers = Arc::new(Budget::new(1000));
+        let staging = Arc::new(Budget::of_staging(96, Arc::clone(&buffers)));
+        let identities = [(); 3].map(|()| Arc::new(Budget::of_identity(u64::MAX)));
+        let bodies = identities.each_ref().map(|memory| {
+            let bodies = Arc::new(Budget::of_bodies(&staging, memory, true));
+            assert_eq!(bodies.reach(false), 48);
+            Charge::none(&bodies)
+        });
+        // Each takes a byte at a time for as long as it gets any.
+        let most = bodies.map(|mut charge| {
+            while charge.raise(charge.bytes() + 1, false).is_ok() {}
+            charge
+        });
+        assert_eq!(most.each_ref().map(Charge::bytes), [48, 24, 12]);
+        drop(most);
+        let alone = Arc::new(Budget::of_bodies(&staging, &identities[0], false));
+        assert!(Charge::new(&alone, 96).is_ok());
+        assert_eq!(staging.used(), 0);
+    }
+
+    #[test]
+    fn body_that_draws_on_the_reserve_is_paid_by_its_identity() {
+        let buffers = Arc::new(Budget::new(100));
+        let staging = Arc::new(Budget::of_staging(8, Arc::clone(&buffers)));
+        let identity = Arc::new(Budget::of_identity(30));
+        let bodies = Arc::new(Budget::of_bodies(&staging, &identity, true));
+        assert_eq!(bodies.reach(true), 4 + 30);
+        let mut charge = Charge::none(&bodies);
+        charge.raise(30, true).unwrap();
+        assert_eq!((staging.used(), identity.used(), buffers.used()), (0, 30, 30));
+        let error = charge.raise(35, true).unwrap_err();
+        assert!(error.to_string().contains("--identity-memory"), "{error}");
+        // What the staging memory still holds is taken from there.
+        charge.raise(34, true).unwrap();
+        drop(charge);
+        assert_eq!((staging.used(), identity.used(), buffers.used()), (0, 0, 0));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::slot::{Dead, Graveyard, Slot, Slots};
 use super::timeline::Timeline;
 use super::watchdog::{Timers, Watchdog};
 use super::worker::Failure;
-use super::{Code, DeviceError, Fence, Graph, Point, Program, Recording, Status};
+use super::{Code, DeviceError, Fence, Graph, Point, Program, Quota, Recording, Status};
 use crate::config::DeviceLimits;
 use crate::cores;
 
@@ -56,6 +56,11 @@ impl WorkerConfig {
     pub fn of_kernels(exe: PathBuf, kernel_time_max: Duration, budget: Arc<Budget>) -> Self {
         let (arguments, environment) = (vec!["worker".into()], Vec::new());
         WorkerConfig { exe, arguments, environment, kernel_time_max, budget }
+    }
+
+    /// The same for a session that may have so much memory.
+    pub(super) fn within(&self, quota: &Quota) -> Self {
+        WorkerConfig { budget: quota.of(&self.budget), ..self.clone() }
     }
 }
 

@@ -49,6 +49,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use budget::{Quota, Whose};
+
 use crate::compile;
 use slot::Slot;
 
@@ -75,12 +77,44 @@ pub enum DeviceError {
     /// No room for an allocation.
     #[error("out of memory: {asked} bytes asked, {free} free of {limit}")]
     OutOfMemory { asked: u64, free: u64, limit: u64 },
+    /// No room for an allocation in what its client may have.
+    #[error("out of memory: {asked} bytes asked, {used} used of the {limit} that {whose}")]
+    OverQuota { whose: Whose, asked: u64, used: u64, limit: u64 },
     /// A kernel ran past the limit.
     #[error(
         "kernel ran past the limit of {limit:?}; everything on this device is lost, start a new \
          session"
     )]
     Timeout { limit: Duration },
+}
+
+impl DeviceError {
+    /// Whether there is too little memory now, which may be otherwise later.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        matches!(self, DeviceError::OutOfMemory { .. } | DeviceError::OverQuota { .. })
+    }
+}
+
+impl fmt::Display for Whose {
+    /// As the end of a sentence, with what to do.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Whose::All => "all clients have together",
+            Whose::Bodies => {
+                "bodies of one identity may hold at this moment while they arrive: send fewer at \
+                 once, or start the server with more --staging-memory"
+            }
+            Whose::Identity => {
+                "one identity may have, in all its sessions: free buffers, end sessions with \
+                 SessionFree, or start the server with a higher --identity-memory"
+            }
+            Whose::Session => {
+                "one session may have: free buffers, or start the server with a higher \
+                 --session-memory"
+            }
+        })
+    }
 }
 
 /// Memory of a device. Freed when dropped, after the work that is already queued.
@@ -399,7 +433,8 @@ pub trait Device {
     ///
     /// # Errors
     ///
-    /// [`DeviceError::OutOfMemory`] past the platform's limit.
+    /// [`DeviceError::OutOfMemory`] past the platform's limit, [`DeviceError::OverQuota`] past that
+    /// of the session.
     fn alloc(&mut self, bytes: u64) -> Result<Region, DeviceError>;
 
     /// Copies into memory of this device.
@@ -502,9 +537,14 @@ pub trait Platform {
         None
     }
 
-    /// A device for one session. The queue takes work at once; what it takes to get ready happens
-    /// elsewhere.
-    fn open(&mut self, index: u64) -> Result<Box<dyn Device>, DeviceError>;
+    /// A device for one session, which may have as much memory as `quota` says. The queue takes
+    /// work at once; what it takes to get ready happens elsewhere.
+    fn open_within(&mut self, index: u64, quota: &Quota) -> Result<Box<dyn Device>, DeviceError>;
+
+    /// A device for a session that may have all memory.
+    fn open(&mut self, index: u64) -> Result<Box<dyn Device>, DeviceError> {
+        self.open_within(index, &Quota::NONE)
+    }
 
     /// Starts to compile source text for a device. The ticket completes on another thread.
     fn compile(&mut self, index: u64, source: Arc<[u8]>) -> compile::Ticket;

@@ -21,7 +21,7 @@ use super::slot::{Dead, Graveyard, Slot, Slots};
 use super::timeline::{ENDED, Timeline};
 use super::{
     Code, Device, DeviceError, Fence, Graph, GraphBuffer, GraphRun, GraphStep, HostBytes, Launch,
-    Memory, Platform, Point, Program, Recording, Region, Renderer, Source, Span, Status,
+    Memory, Platform, Point, Program, Quota, Recording, Region, Renderer, Source, Span, Status,
 };
 use crate::compile::{self, CompileError};
 
@@ -71,8 +71,8 @@ impl Platform for NullPlatform {
         *self.nodes.get(usize::try_from(index).ok()?)?
     }
 
-    fn open(&mut self, index: u64) -> Result<Box<dyn Device>, DeviceError> {
-        let device = NullDevice::open(index, Arc::clone(&self.budget), self.control.clone())?;
+    fn open_within(&mut self, index: u64, quota: &Quota) -> Result<Box<dyn Device>, DeviceError> {
+        let device = NullDevice::open(index, quota.of(&self.budget), self.control.clone())?;
         Ok(Box::new(device))
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::isolated::{Isolated, WorkerConfig};
 use super::shared::Budget;
-use super::{Device, DeviceError, Platform, Renderer};
+use super::{Device, DeviceError, Platform, Quota, Renderer};
 use crate::compile;
 
 /// What a CPU platform is made of.
@@ -57,8 +57,8 @@ impl Platform for CpuPlatform {
         Renderer { module, class, arguments: "()".to_owned() }
     }
 
-    fn open(&mut self, _index: u64) -> Result<Box<dyn Device>, DeviceError> {
-        Ok(Box::new(Isolated::open(&self.workers)?))
+    fn open_within(&mut self, _index: u64, quota: &Quota) -> Result<Box<dyn Device>, DeviceError> {
+        Ok(Box::new(Isolated::open(&self.workers.within(quota))?))
     }
 
     fn compile(&mut self, _index: u64, source: Arc<[u8]>) -> compile::Ticket {

@@ -31,7 +31,7 @@ use super::slot::{Dead, Slot};
 use super::timeline::Timeline;
 use super::{
     Device, DeviceError, Fence, Graph, GraphBuffer, GraphInt, GraphRun, GraphStep, HostBytes,
-    Launch, LaunchSize, Memory, Point, Program, Region, Source, Span, Status,
+    Launch, LaunchSize, Memory, Point, Program, Quota, Region, Source, Span, Status,
 };
 use crate::config::DeviceLimits;
 
@@ -44,6 +44,13 @@ pub struct RemoteConfig {
     pub memory: Arc<Budget>,
     /// What a session takes of it beside its buffers.
     pub context_bytes: u64,
+}
+
+impl RemoteConfig {
+    /// The same for a session that may have so much of the device's memory, its context included.
+    pub(super) fn within(&self, quota: &Quota) -> Self {
+        RemoteConfig { memory: quota.of(&self.memory), ..self.clone() }
+    }
 }
 
 /// One session's worker process.

@@ -193,6 +193,12 @@ impl Heap {
         Some(Range(Rc::clone(block)))
     }
 
+    /// The most that one range can ever have, with what its budget may draw on.
+    #[must_use]
+    pub fn reach(&self) -> u64 {
+        self.0.budget.reach(true)
+    }
+
     /// Bytes of segments that nobody uses and that are kept for the next long blobs.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {

@@ -9,11 +9,10 @@ use std::time::Instant;
 
 use super::buffer::Buffer;
 use super::graph::{Building, Running};
-use super::program::ProgramKey;
+use super::program::{Compilation, ProgramKey};
 use super::session::{Home, Owner, SessionId};
 use super::{Cause, WaitFor};
 use crate::blob::Digest;
-use crate::compile;
 use crate::config::{EngineLimits, WireLimits};
 use crate::device::{Fence, HostBytes, Program, Region, shared};
 use crate::identity::Identity;
@@ -169,7 +168,7 @@ pub enum Progress {
 #[derive(Debug)]
 pub(super) enum Pending {
     Bytes(Reading),
-    Compile { session: SessionId, key: ProgramKey, ticket: compile::Ticket },
+    Compile { session: SessionId, key: ProgramKey, compilation: Compilation },
     Elapsed { session: SessionId, fence: Fence },
     Event { session: SessionId, event: EventNumber, until: Instant },
     GraphBuild(Box<Building>),
@@ -200,7 +199,7 @@ pub struct Batch<'t> {
     pub(super) next: usize,
     pub(super) pending: Option<Pending>,
     /// Compilations begun ahead of their commands, by device index and source.
-    pub(super) compiling: HashMap<(u64, Digest), compile::Ticket>,
+    pub(super) compiling: HashMap<(u64, Digest), Compilation>,
     /// Where to look for the next program to compile ahead.
     pub(super) compiling_next: usize,
     /// How often the batch has lingered.

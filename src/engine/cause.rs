@@ -19,6 +19,10 @@ pub enum Cause {
     BufferExists { buffer: u64 },
     #[error("unknown buffer {buffer}: it was never allocated, or it was freed")]
     BufferUnknown { buffer: u64 },
+    #[error(
+        "too many kernels wait to be compiled: one identity has at most {limit} at once; try again"
+    )]
+    CompilationsOfIdentity { limit: usize },
     #[error("compile error: {0}")]
     Compile(CompileError),
     #[error("{0}")]

@@ -9,8 +9,8 @@
 //! back.
 //!
 //! Reading order: this file (the one `match` over commands), `batch` (a batch under way), `session`
-//! (the table of sessions), then a file per kind of resource: `buffer`, `program`, `graph`,
-//! `event`, `transfer`, `rdma`; `cause` has every way to fail.
+//! (the table of sessions), `tenant` (what one identity has), then a file per kind of resource:
+//! `buffer`, `program`, `graph`, `event`, `transfer`, `rdma`; `cause` has every way to fail.
 #![forbid(unsafe_code)]
 
 mod batch;
@@ -21,6 +21,7 @@ mod graph;
 mod program;
 mod rdma;
 mod session;
+mod tenant;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -31,10 +32,12 @@ use std::time::{Duration, Instant};
 pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reading, Reply, Rest};
 pub use cause::Cause;
 pub use session::{Directory, Home, Owner, SessionId};
+pub use tenant::{Seat, Tenant};
 
 use crate::compile;
 use crate::config::{EngineLimits, WireLimits};
 use crate::device::{DeviceError, Fence, Platform};
+use crate::identity::Identity;
 use crate::rdma::{Fabric, Promise, RdmaError};
 use crate::wire::command::{Command, EventNumber};
 use crate::wire::{Stored, WireError, reply};
@@ -240,8 +243,8 @@ impl Engine {
     fn resume(&mut self, pending: Pending, now: Instant) -> Result<Step, Stop> {
         match pending {
             Pending::Bytes(reading) => Ok(Step::Done(self.finish_reading(reading)?)),
-            Pending::Compile { session, key, ticket } => {
-                self.program_compiled(session, key, &ticket)
+            Pending::Compile { session, key, compilation } => {
+                self.program_compiled(session, key, compilation)
             }
             Pending::Elapsed { session, fence } => self.launch_elapsed(session, fence),
             Pending::Event { session, event, until } => {
@@ -303,6 +306,12 @@ impl Engine {
     /// A descriptor of its own for the doorbell of a session's device, if it has one.
     pub fn doorbell(&self, session: SessionId) -> Option<std::os::fd::OwnedFd> {
         self.sessions.by_id(session)?.doorbell()
+    }
+
+    /// The accounts of an identity, which all shards share.
+    #[must_use]
+    pub fn tenant(&self, identity: Identity) -> Arc<Tenant> {
+        self.sessions.tenant(identity, &self.limits)
     }
 
     /// How many sessions there are.

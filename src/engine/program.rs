@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use super::batch::{Batch, Output, Pending};
 use super::session::{Names, SessionId, Thing};
+use super::tenant::Turn;
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
 use crate::blob::Digest;
 use crate::compile;
@@ -29,6 +30,13 @@ pub(super) struct ProgramEntry {
     references: u64,
 }
 
+/// A source on its way to a binary, and what it counts as.
+#[derive(Clone, Debug)]
+pub(super) struct Compilation {
+    ticket: compile::Ticket,
+    _turn: Rc<Turn>,
+}
+
 impl Engine {
     /// Starts the compilations that a batch will need, so that they run side by side; how many are
     /// under way at once is bounded.
@@ -45,9 +53,12 @@ impl Engine {
                 if batch.compiling.len() >= self.limits.compilations_ahead_max {
                     return;
                 }
+                let limit = self.limits.compilations_per_identity_max / 2;
+                let Some(turn) = self.tenant(batch.identity).compilation(limit) else { return };
                 let source = Arc::from(&*blob.to_private());
                 let ticket = self.platform.compile(session.idx, source);
-                batch.compiling.insert((session.idx, c.source), ticket);
+                let compilation = Compilation { ticket, _turn: Rc::new(turn) };
+                batch.compiling.insert((session.idx, c.source), compilation);
             }
             batch.compiling_next += 1;
         }
@@ -76,13 +87,19 @@ impl Engine {
             return Err(Cause::ProgramText { name: c.name.to_string(), why }.into());
         }
         let index = session.index;
-        let ticket = match batch.compiling.get(&(index, c.source)) {
-            Some(ticket) => ticket.clone(),
-            None => self.platform.compile(index, Arc::from(&*blob.to_private())),
+        let compilation = match batch.compiling.get(&(index, c.source)) {
+            Some(compilation) => compilation.clone(),
+            None => {
+                let limit = self.limits.compilations_per_identity_max;
+                let turn = self.tenant(batch.identity).compilation(limit);
+                let turn = turn.ok_or(Cause::CompilationsOfIdentity { limit })?;
+                let ticket = self.platform.compile(index, Arc::from(&*blob.to_private()));
+                Compilation { ticket, _turn: Rc::new(turn) }
+            }
         };
         Ok(Step::Wait(
-            WaitFor::Compile(ticket.clone()),
-            Pending::Compile { session: at, key, ticket },
+            WaitFor::Compile(compilation.ticket.clone()),
+            Pending::Compile { session: at, key, compilation },
         ))
     }
 
@@ -90,21 +107,17 @@ impl Engine {
         &mut self,
         at: SessionId,
         key: ProgramKey,
-        ticket: &compile::Ticket,
+        compilation: Compilation,
     ) -> Result<Step, Stop> {
-        let wait = || WaitFor::Compile(ticket.clone());
-        let Some(compiled) = ticket.poll() else {
-            return Ok(Step::Wait(
-                wait(),
-                Pending::Compile { session: at, key, ticket: ticket.clone() },
-            ));
+        let Some(compiled) = compilation.ticket.poll() else {
+            let wait = WaitFor::Compile(compilation.ticket.clone());
+            return Ok(Step::Wait(wait, Pending::Compile { session: at, key, compilation }));
         };
         let binary = compiled?;
         let session = match self.device(at) {
             Ok(session) => session,
             Err(Stop::Retry(room)) => {
-                let pending = Pending::Compile { session: at, key, ticket: ticket.clone() };
-                return Ok(Step::Wait(room, pending));
+                return Ok(Step::Wait(room, Pending::Compile { session: at, key, compilation }));
             }
             Err(stop) => return Err(stop),
         };

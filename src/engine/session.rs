@@ -1,8 +1,8 @@
 //! The table of sessions: their names, homes, and what each owns.
 //!
-//! Owns: [`Directory`] (which shard is a session's home, and how many an identity has; the one
-//! thing that shards share, touched when a session begins or ends), the sessions of this shard, and
-//! what a session remembers of commands that failed.
+//! Owns: [`Directory`] (which shard is a session's home, and what each identity has; the one
+//! thing that shards share, touched when a session or a connection begins or ends), the sessions of
+//! this shard, and what a session remembers of commands that failed.
 //!
 //! Each identity has a name space of its own. So a key that was guessed or has leaked names nothing
 //! for another identity: what it hears is what it would hear of a key that nobody uses.
@@ -21,7 +21,9 @@ use super::buffer::Buffer;
 use super::event::EventState;
 use super::graph::GraphState;
 use super::program::{ProgramEntry, ProgramKey};
+use super::tenant::Tenant;
 use super::{Cause, Engine, Stop, WaitFor};
+use crate::config::EngineLimits;
 use crate::device::{Device, DeviceError, Fence, Region, shared};
 use crate::identity::Identity;
 use crate::rdma::Promise;
@@ -79,7 +81,7 @@ enum Claim {
     Theirs(Home),
 }
 
-/// Which shard is a session's home.
+/// Which shard is a session's home, and what the shards know together of each identity.
 #[derive(Debug, Default)]
 pub struct Directory(Mutex<Homes>);
 
@@ -88,12 +90,13 @@ struct Homes {
     homes: Map<Name, Home>,
     /// How many sessions each identity has that has any.
     counts: Map<Identity, usize>,
+    tenants: Map<Identity, Arc<Tenant>>,
 }
 
 impl Directory {
     /// Makes `home` the home of the session unless it has one, or its identity has `limit` others.
     fn claim(&self, name: &Name, home: Home, limit: usize) -> Claim {
-        let Homes { homes, counts } = &mut *self.lock();
+        let Homes { homes, counts, .. } = &mut *self.lock();
         match homes.get(name) {
             Some(theirs) if *theirs != home => return Claim::Theirs(*theirs),
             Some(_) => return Claim::Ours,
@@ -111,13 +114,25 @@ impl Directory {
         self.lock().homes.len()
     }
 
+    /// The accounts of an identity, which may have so much memory on all devices.
+    fn tenant(&self, identity: Identity, memory_bytes_max: u64) -> Arc<Tenant> {
+        let tenants = &mut self.lock().tenants;
+        if let Some(tenant) = tenants.get(&identity) {
+            return Arc::clone(tenant);
+        }
+        tenants.retain(|_, tenant| Arc::strong_count(tenant) > 1 || !tenant.is_idle());
+        let tenant = Arc::new(Tenant::new(memory_bytes_max));
+        tenants.insert(identity, Arc::clone(&tenant));
+        tenant
+    }
+
     /// The session's home, if it exists.
     fn find(&self, wanted: Wanted<'_, '_>) -> Option<Home> {
         self.lock().homes.get(&wanted).copied()
     }
 
     fn forget(&self, name: &Name) {
-        let Homes { homes, counts } = &mut *self.lock();
+        let Homes { homes, counts, .. } = &mut *self.lock();
         if homes.remove(name).is_none() {
             return;
         }
@@ -334,6 +349,10 @@ impl Sessions {
         self.ids.len()
     }
 
+    pub(super) fn tenant(&self, identity: Identity, limits: &EngineLimits) -> Arc<Tenant> {
+        self.directory.tenant(identity, limits.memory_per_identity_bytes_max)
+    }
+
     fn find(&self, wanted: Wanted<'_, '_>) -> Option<SessionId> {
         self.ids.get(&wanted).copied()
     }
@@ -499,7 +518,7 @@ impl Engine {
     /// The session with its device open, not lost, and with room in its queue for one call of
     /// each kind. Called before a command has any effect.
     pub(super) fn device(&mut self, id: SessionId) -> Result<&mut Session, Stop> {
-        let Sessions { slots, opened, .. } = &mut self.sessions;
+        let Sessions { directory, slots, opened, .. } = &mut self.sessions;
         let session = slots.get_mut(id.slot).and_then(Option::as_mut);
         let Some(session) = session.filter(|session| session.id == id) else {
             return Err(Cause::SessionEnded.into());
@@ -508,7 +527,10 @@ impl Engine {
             return Err(lost.clone().into());
         }
         if session.device.is_none() {
-            session.device = Some(self.platform.open(session.index)?);
+            let memory_bytes_max = self.limits.memory_per_identity_bytes_max;
+            let tenant = directory.tenant(session.name.0, memory_bytes_max);
+            let quota = tenant.quota(self.limits.memory_per_session_bytes_max);
+            session.device = Some(self.platform.open_within(session.index, &quota)?);
             opened.push(id);
         }
         if let Some(device) = &mut session.device

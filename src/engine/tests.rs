@@ -2,6 +2,7 @@
 
 mod adoption;
 mod graphs;
+mod quotas;
 mod rdma;
 
 use std::rc::Rc;

@@ -184,6 +184,12 @@ impl Access {
         certificates::identity_of(certificate)
     }
 
+    /// Whether there may be more than one identity, so that one has to leave room for others.
+    #[must_use]
+    pub fn may_be_several(&self) -> bool {
+        self.loopback.is_none() || !self.trusted.is_empty()
+    }
+
     /// How many tokens are known.
     #[must_use]
     pub fn token_count(&self) -> usize {

@@ -7,7 +7,9 @@ use tracing::{debug, warn};
 
 use super::Shard;
 use super::connection::serve;
-use super::io::Listener;
+use super::io::{Listener, Socket};
+use crate::config::ShardLimits;
+use crate::http::{self, Status};
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -16,9 +18,12 @@ impl Shard {
     /// Accepts for as long as the task lives. With `is_tls` connections begin with a handshake.
     pub(super) async fn accept(self: Rc<Self>, mut listener: Listener, is_tls: bool) {
         loop {
-            match listener.accept(self.config.shard.keepalive_idle).await {
-                Ok(_) if self.connections.borrow().len() >= self.config.shard.connections_max => {
-                    warn!(limit = self.config.shard.connections_max, "too many connections");
+            let limits = &self.config.shard;
+            match listener.accept(limits.keepalive_idle, limits.send_pause_max).await {
+                Ok(socket)
+                    if self.connections.borrow().len() >= self.config.shard.connections_max =>
+                {
+                    self.turn_away(socket, is_tls);
                 }
                 Ok(mut socket) => {
                     let tls = self.access.borrow().tls().filter(|_| is_tls).cloned();
@@ -38,5 +43,33 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Tells a connection that there are too many already. Where TLS is spoken, or many are being
+    /// told, it is closed without a word.
+    fn turn_away(self: &Rc<Self>, mut socket: Socket, is_tls: bool) {
+        let limit = self.config.shard.connections_max;
+        warn!(limit, "too many connections");
+        let turned_away = self.turned_away.get();
+        if is_tls || turned_away >= ShardLimits::TURNED_AWAY_MAX {
+            return;
+        }
+        self.turned_away.set(turned_away + 1);
+        let words = format!(
+            "too many connections: this core serves at most {limit} at once; try again later, or \
+             start the server with a higher --connection-limit\n"
+        );
+        let mut http = http::Connection::new(self.config.http);
+        http.stop();
+        let mut reply = Vec::new();
+        http.respond(Status::ServiceUnavailable, words.len() as u64, &mut reply);
+        reply.extend_from_slice(words.as_bytes());
+        socket.cork(reply);
+        let shard = Rc::clone(self);
+        let telling = async move {
+            socket.close().await;
+            shard.turned_away.set(shard.turned_away.get() - 1);
+        };
+        self.reactor.spawn(telling).detach();
     }
 }

@@ -15,8 +15,8 @@ use crate::device::DeviceError;
 use crate::device::shared::{Heap, Landing, Range};
 use crate::engine::{Blob, Blobs};
 use crate::http::{BodyLength, Status};
-use crate::wire::WireError;
 use crate::wire::envelope::{Envelope, Event};
+use crate::wire::{WireError, WireErrorKind};
 
 /// Text is received directly, in pieces of at least so much: it is long then.
 const TEXT_STEP_BYTES: usize = 64 << 10;
@@ -44,7 +44,12 @@ impl BodyError {
             BodyError::DigestRepeated { .. } | BodyError::Mismatch(_) => Status::BadRequest,
             BodyError::Staging { .. } | BodyError::StagingBusy { .. } => Status::ServiceUnavailable,
             BodyError::TextTooLong { .. } => Status::ContentTooLarge,
-            BodyError::Wire(_) => Status::BadRequest,
+            BodyError::Wire(error) => match error.kind() {
+                WireErrorKind::BlobTooLong { .. } | WireErrorKind::TooManyBlobs { .. } => {
+                    Status::ContentTooLarge
+                }
+                _ => Status::BadRequest,
+            },
         }
     }
 }
@@ -88,6 +93,8 @@ pub(super) struct Body<'c> {
     /// The last complete blob: text if no other follows.
     last: Option<(Digest, Destination)>,
     blobs: Blobs,
+    /// Bytes of short blobs in private memory.
+    private_bytes: u64,
     /// Bytes that went to staging memory, or were promised for it.
     staged_bytes: u64,
     /// What the names of all blobs are checked as.
@@ -117,6 +124,7 @@ impl<'c> Body<'c> {
             current: None,
             last: None,
             blobs: Blobs::default(),
+            private_bytes: 0,
             staged_bytes: 0,
             hash,
             verifier: None,
@@ -158,14 +166,11 @@ impl<'c> Body<'c> {
     ) -> Result<Option<T>, BodyError> {
         match outcome {
             Ok(value) => Ok(Some(value)),
-            Err(DeviceError::OutOfMemory { .. }) if self.staged_bytes <= self.reach() => Ok(None),
+            Err(error) if error.is_shortage() && self.staged_bytes <= self.staging.reach() => {
+                Ok(None)
+            }
             Err(cause) => Err(BodyError::Staging { bytes, cause }),
         }
-    }
-
-    /// The most that one body can ever have.
-    fn reach(&self) -> u64 {
-        self.config.staging.reach(true)
     }
 
     /// Where up to `bytes_max` of the body's next bytes may be received directly, if that is worth
@@ -251,7 +256,11 @@ impl<'c> Body<'c> {
     pub(super) fn finish(self) -> Result<(Text, Blobs), BodyError> {
         self.envelope.finish()?;
         // Of a chunked body the last blob is known only now; text is parsed from private memory.
+        let bytes_max = self.config.wire.text_bytes_max as u64;
         let text = match self.last {
+            Some((_, Destination::Staged { range, .. })) if range.bytes() > bytes_max => {
+                return Err(BodyError::TextTooLong { bytes: range.bytes(), bytes_max });
+            }
             Some((_, Destination::InPlace(place))) => Text::InPlace(place),
             Some((_, Destination::Private(text) | Destination::Text(text))) => Text::Own(text),
             Some((_, Destination::Staged { range, .. })) => Text::Own(range.slice().to_vec()),
@@ -287,7 +296,8 @@ impl<'c> Body<'c> {
             Ok(_) if last == Some(true) => {
                 self.current = Some((digest, Destination::Text(Vec::new())));
             }
-            Ok(length) if bytes <= self.config.shard.private_blob_bytes_max => {
+            Ok(length) if self.is_private(bytes) => {
+                self.private_bytes += bytes;
                 let to = Vec::with_capacity(length);
                 self.current = Some((digest, Destination::Private(to)));
             }
@@ -298,6 +308,13 @@ impl<'c> Body<'c> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a blob of so many bytes is held in the server's own memory.
+    fn is_private(&self, bytes: u64) -> bool {
+        let limits = &self.config.shard;
+        let left = limits.private_bytes_per_body_max.saturating_sub(self.private_bytes);
+        bytes <= limits.private_blob_bytes_max.min(left)
     }
 
     /// The current blob is complete.

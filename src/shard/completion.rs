@@ -171,7 +171,7 @@ impl Shard {
         let mut busy = false;
         for connection in self.connections.borrow().values() {
             busy |= connection.deadline.get().is_some() || connection.in_batch.get();
-            busy |= connection.staging.tick(now);
+            busy |= connection.staging.borrow().tick(now);
             if connection.deadline.get().is_some_and(|deadline| deadline <= now) {
                 if connection.handle.hear_all() {
                     // Few bytes in the time of many are no pause.

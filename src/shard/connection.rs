@@ -4,7 +4,7 @@
 //! the rule that a task gives up the core after a bounded amount of work. A small request is parsed
 //! where the kernel put it, and its reply goes out with the receive of the next one.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops;
 use std::rc::Rc;
@@ -20,7 +20,7 @@ use super::io::{Detached, Handle, Received, Socket};
 use crate::blob::Hash;
 use crate::config::HashPolicy;
 use crate::device::shared::Heap;
-use crate::engine::{Batch, Blobs, Cause, Home, Output, Owner, Progress, Reading, Reply};
+use crate::engine::{Batch, Blobs, Cause, Home, Output, Owner, Progress, Reading, Reply, Seat};
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
 use crate::identity::{Denied, Identity};
 use crate::wire::reply;
@@ -36,14 +36,14 @@ pub(super) struct ConnectionEntry {
     /// Nothing of a request has arrived.
     pub(super) idle: Cell<bool>,
     /// Memory that long blobs are received into.
-    pub(super) staging: Heap,
+    pub(super) staging: RefCell<Heap>,
     pub(super) timed_out: Cell<bool>,
 }
 
 impl ConnectionEntry {
     pub(super) fn new(handle: Handle, staging: Heap) -> ConnectionEntry {
         ConnectionEntry {
-            staging,
+            staging: RefCell::new(staging),
             cancel: Cancel::default(),
             handle,
             deadline: Cell::new(None),
@@ -154,8 +154,9 @@ struct Connection {
     owner: Owner,
     /// Who the peer is by its address.
     known: Option<Identity>,
-    /// Who sent the last request; nobody before one has come from somebody who may.
-    identity: Option<Identity>,
+    /// Who sent the last request, or is known to be there before one; nobody where that is not
+    /// known, or has too many connections.
+    seat: Option<Seat>,
     http: http::Connection,
     input: Input,
     /// Whether it may still move to another shard, as before its first reply.
@@ -168,7 +169,7 @@ struct Connection {
 pub(super) struct Moved {
     socket: Detached,
     known: Option<Identity>,
-    identity: Option<Identity>,
+    seat: Option<Seat>,
     http: http::Connection,
     /// The request, which is received and not answered.
     text: Vec<u8>,
@@ -210,9 +211,9 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
             return shard.connection_ended();
         }
     };
-    let connection = Connection {
+    let mut connection = Connection {
         known,
-        identity: known,
+        seat: None,
         http: http::Connection::new(shard.config.http),
         input: Input::default(),
         may_move: shard.nodes.differ(),
@@ -222,12 +223,15 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
         owner,
         taken: 0,
     };
+    if let Some(identity) = known {
+        connection.sit(identity);
+    }
     connection.serve(None).await;
 }
 
 /// Serves a connection that another shard has begun to serve.
 pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
-    let Moved { socket, known, identity, http, text, behind } = moved;
+    let Moved { socket, known, seat, http, text, behind } = moved;
     let socket = Socket::attach(&shard.reactor, socket);
     let staging = Heap::new(Arc::clone(&shard.config.staging));
     let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
@@ -237,7 +241,7 @@ pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
     let may_move = false;
     let connection = Connection {
         known,
-        identity,
+        seat,
         http,
         input,
         may_move,
@@ -247,6 +251,7 @@ pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
         owner,
         taken: 0,
     };
+    connection.receive_into_share();
     connection.serve(Some(text)).await;
 }
 
@@ -272,10 +277,10 @@ impl Connection {
 
     /// What another shard needs in order to go on with the request that has this text.
     fn leave(self, text: Vec<u8>) -> io::Result<Moved> {
-        let Connection { socket, known, identity, http, input, entry, .. } = self;
+        let Connection { socket, known, seat, http, input, entry, .. } = self;
         drop(entry);
         let (socket, behind) = (socket.detach()?, input.bytes().to_vec());
-        Ok(Moved { socket, known, identity, http, text, behind })
+        Ok(Moved { socket, known, seat, http, text, behind })
     }
 
     async fn exchange_all(&mut self, text: Option<Vec<u8>>) -> io::Result<End> {
@@ -332,7 +337,10 @@ impl Connection {
         let limits = &self.shard.config.wire;
         let parsed = self.shard.engine.borrow_mut().parse(text, blobs, self.owner, limits);
         let mut batch = match parsed {
-            Ok(batch) => batch.of_identity(self.identity.unwrap_or_default()),
+            Ok(batch) => match &self.seat {
+                Some(seat) => batch.of_identity(seat.identity()),
+                None => batch,
+            },
             Err(error) => {
                 let message = format!("bad command text: {error}");
                 let text = reply::RemoteException { message: &message }.to_string();
@@ -417,10 +425,11 @@ impl Connection {
                     let access = &self.shard.access;
                     let identity = access.borrow().of_request(request.authorization, self.known);
                     self.input.consume(consumed);
-                    self.identity = match identity {
-                        Ok(identity) => Some(identity),
+                    match identity {
+                        Ok(identity) if self.sit(identity) => {}
+                        Ok(_) => return Ok(self.crowded()),
                         Err(denied) => return Ok(self.denied(denied)),
-                    };
+                    }
                     let hash = match hash {
                         Ok(hash) => hash,
                         Err(text) => return Ok(Arrived::Refused(Status::BadRequest, text)),
@@ -449,7 +458,7 @@ impl Connection {
 
     async fn arrive_body(&mut self, length: BodyLength, hash: Option<Hash>) -> io::Result<Arrived> {
         let shard = Rc::clone(&self.shard);
-        let staging = self.entry.staging.clone();
+        let staging = self.entry.staging.borrow().clone();
         let mut body = Body::new(&shard.config, &staging, length, hash);
         let slice_bytes = shard.config.shard.io_slice_bytes;
         loop {
@@ -555,7 +564,7 @@ impl Connection {
         let limits = &self.shard.config.shard;
         let deadline = match self.http.phase() {
             // Whoever may use the server may pause for as long as they like.
-            Phase::Idle if self.input.is_empty() && self.identity.is_some() => None,
+            Phase::Idle if self.input.is_empty() && self.seat.is_some() => None,
             // The time of a head runs from its first byte.
             Phase::Idle | Phase::Head => {
                 self.entry.deadline.get().or_else(|| Some(Instant::now() + limits.head_time_max))
@@ -583,9 +592,41 @@ impl Connection {
 
     /// The request came from nobody who may; its body is not looked at.
     fn denied(&mut self, denied: Denied) -> Arrived {
-        self.identity = None;
+        self.seat = None;
         debug!(owner = ?self.owner, peer = ?self.socket.peer(), ?denied, "request denied");
         Arrived::Refused(Status::Unauthorized, format!("{denied}\n"))
+    }
+
+    /// Makes this one of an identity's connections, if it is not yet and there may be one more.
+    fn sit(&mut self, identity: Identity) -> bool {
+        if self.seat.as_ref().is_some_and(|seat| seat.identity() == identity) {
+            return true;
+        }
+        self.seat = None;
+        let tenant = self.shard.engine.borrow().tenant(identity);
+        let limit = self.shard.config.shard.connections_per_identity_max;
+        self.seat = tenant.seat(identity, limit);
+        self.receive_into_share();
+        self.seat.is_some()
+    }
+
+    /// From now on bodies go where the identity's bodies may.
+    fn receive_into_share(&self) {
+        let Some(seat) = &self.seat else { return };
+        let leaves_room = self.shard.access.borrow().may_be_several();
+        let bodies = seat.tenant().bodies(&self.shard.config.staging, leaves_room);
+        self.entry.staging.replace(Heap::new(bodies));
+    }
+
+    /// The request came from somebody who has too many connections; its body is not looked at.
+    fn crowded(&self) -> Arrived {
+        let limit = self.shard.config.shard.connections_per_identity_max;
+        debug!(owner = ?self.owner, limit, "too many connections of one identity");
+        let words = format!(
+            "too many connections: one identity has at most {limit} at once; close some, or start \
+             the server with a higher --identity-connections\n"
+        );
+        Arrived::Refused(Status::TooManyRequests, words)
     }
 
     fn refused(&self, refusal: Refusal) -> Arrived {

@@ -83,7 +83,12 @@ impl Listener {
         Listener { reactor: Rc::clone(reactor), socket: Rc::new(listener), accepting: None }
     }
 
-    pub(super) async fn accept(&mut self, keepalive_idle: Duration) -> io::Result<Socket> {
+    /// The next connection. One whose peer takes nothing of what is sent for `send_pause_max` ends.
+    pub(super) async fn accept(
+        &mut self,
+        keepalive_idle: Duration,
+        send_pause_max: Duration,
+    ) -> io::Result<Socket> {
         let (ring, socket) = (self.reactor.ring(), &self.socket);
         let accepting = self.accepting.get_or_insert_with(|| ring.accept(socket));
         let accepted = accepting.next().await;
@@ -94,6 +99,7 @@ impl Listener {
         let socket = SockRef::from(&accepted);
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive_idle))?;
+        socket.set_tcp_user_timeout(Some(send_pause_max))?;
         let peer = socket.peer_addr()?.as_socket().map(|peer| peer.ip());
         let copies = peer.is_none_or(|peer| peer.to_canonical().is_loopback());
         if copies && let Err(error) = socket.set_tcp_congestion(UNPACED) {

@@ -131,6 +131,8 @@ struct Shard {
     nodes: Nodes,
     owner_next: Cell<u64>,
     reactor: Rc<Reactor>,
+    /// Connections that are being told that there are too many.
+    turned_away: Cell<usize>,
     waits: Waits,
 }
 
@@ -354,6 +356,7 @@ impl Start {
             nodes: Nodes::new(&self.config.nodes),
             owner_next: Cell::new(0),
             reactor: Rc::clone(&reactor),
+            turned_away: Cell::new(0),
             waits: Waits::default(),
             config: self.config,
         });

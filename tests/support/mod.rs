@@ -14,6 +14,7 @@ pub(crate) mod place;
 pub(crate) mod process;
 pub(crate) mod skip;
 pub(crate) mod tinygrad;
+pub(crate) mod tokens;
 pub(crate) mod wait;
 
 use std::io::{BufRead, BufReader};
@@ -144,6 +145,11 @@ impl ServerBuilder {
 
     pub(crate) fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.into());
+        self
+    }
+
+    pub(crate) fn args<const N: usize>(mut self, args: [&str; N]) -> Self {
+        self.args.extend(args.map(str::to_owned));
         self
     }
 

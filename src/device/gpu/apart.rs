@@ -19,7 +19,7 @@ use crate::config::GpuLimits;
 use crate::device::link::WorkerConfig;
 use crate::device::remote::RemoteConfig;
 use crate::device::shared::Budget;
-use crate::device::{Device, DeviceError, worker};
+use crate::device::{Device, DeviceError, Quota, worker};
 
 /// What all worker processes have in common.
 #[derive(Clone, Debug)]
@@ -92,6 +92,7 @@ fn open(vendor: Vendor, ordinal: i32) -> Result<Box<dyn Device>, DeviceError> {
     let budget = OnceLock::from(Arc::new(Budget::new(u64::MAX)));
     let shared = Arc::new(Shared { driver, ordinal, info, budget });
     // The server also keeps the time.
-    let device = GpuDevice::open(&shared, Duration::MAX).map_err(|e| lost(e.to_string()))?;
+    let device = GpuDevice::open(&shared, Duration::MAX, &Quota::NONE);
+    let device = device.map_err(|error| lost(error.to_string()))?;
     Ok(Box::new(device))
 }

@@ -31,7 +31,7 @@ use crate::device::budget::{Budget, Charge};
 use crate::device::shared::Range;
 use crate::device::{
     Code, Device, DeviceError, Fence, Graph, GraphRun, GraphStep, HostBytes, Launch, Memory,
-    Moment, Point, Program, Recording, Region, Source, Span, Status,
+    Moment, Point, Program, Quota, Recording, Region, Source, Span, Status,
 };
 
 /// Why a call did not succeed.
@@ -81,6 +81,8 @@ pub(super) struct Kernel {
 /// One session's use of one GPU.
 pub struct GpuDevice {
     shared: Arc<Shared>,
+    /// What the session may have of the device's memory.
+    quota: Quota,
     pub(super) clerk: Clerk,
     bell: Arc<Bell>,
     socket: OwnedFd,
@@ -109,13 +111,18 @@ pub struct GpuDevice {
 
 impl GpuDevice {
     /// A device that is about to open its context.
-    pub(super) fn open(shared: &Arc<Shared>, time_max: Duration) -> io::Result<GpuDevice> {
+    pub(super) fn open(
+        shared: &Arc<Shared>,
+        time_max: Duration,
+        quota: &Quota,
+    ) -> io::Result<GpuDevice> {
         let (bell, socket) = Bell::create()?;
         let clerk = Clerk::start(shared, &bell)?;
         let mut queue = Queue::default();
         let gate = Some(queue.push(Lane::Clerk, 1));
         Ok(GpuDevice {
             shared: Arc::clone(shared),
+            quota: quota.clone(),
             clerk,
             bell,
             socket,
@@ -234,6 +241,7 @@ impl GpuDevice {
         self.site.open(Arc::clone(&context), pool);
         self.queue.open(context, streams, bell);
         let (inbox, outbox) = (Inbox::new(inbox), Outbox::new(outbox));
+        let budget = self.quota.of(&budget);
         self.parts = Some(Parts { limits, inbox, outbox, budget, live: BTreeSet::new() });
         self.gate = None;
         self.queue.clerk_did(1);

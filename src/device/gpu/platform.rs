@@ -14,7 +14,7 @@ use super::loading::{Absent, Vendor};
 use super::renderer::{self, CudaSource};
 use crate::compile::{self, Kind, Target};
 use crate::device::remote::{Remote, RemoteConfig};
-use crate::device::{Device, DeviceError, Platform, Renderer};
+use crate::device::{Device, DeviceError, Platform, Quota, Renderer};
 
 /// What a platform of GPUs is made of. Made once, for all shards.
 #[derive(Clone)]
@@ -152,14 +152,14 @@ impl Platform for GpuPlatform {
         self.device(index)?.node
     }
 
-    fn open(&mut self, index: u64) -> Result<Box<dyn Device>, DeviceError> {
+    fn open_within(&mut self, index: u64, quota: &Quota) -> Result<Box<dyn Device>, DeviceError> {
         let failed = |why: String| DeviceError::Failed { what: "device", why };
         let device = self.device(index).ok_or_else(|| failed("there is no such one".to_owned()))?;
         let at = usize::try_from(index).unwrap_or(usize::MAX);
         if let Some(worker) = self.0.workers.as_ref().and_then(|workers| workers.get(at)) {
-            return Ok(Box::new(Remote::open(worker)?));
+            return Ok(Box::new(Remote::open(&worker.within(quota))?));
         }
-        let opened = GpuDevice::open(&device.shared, self.0.kernel_time_max);
+        let opened = GpuDevice::open(&device.shared, self.0.kernel_time_max, quota);
         Ok(Box::new(opened.map_err(|error| failed(error.to_string()))?))
     }
 
