@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use outboard::device::isolated::{Isolated, WorkerConfig};
 use outboard::device::remote::{Remote, RemoteConfig};
 use outboard::device::shared::Budget;
-use outboard::device::{Device, DeviceError, Fence, Launch, Program, Region, Source, Span, Status};
+use outboard::device::{Device, Fence, Launch, Program, Region, Span};
 
 pub(crate) use crate::common::*;
 use crate::skip::skip;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use outboard::compile;
 use outboard::device::null::NullPlatform;
-use outboard::device::shared::Budget;
+use outboard::device::shared::{Budget, Quota};
 use outboard::device::{Device, DeviceError, Platform, Renderer};
 use outboard::identity::Access;
 use outboard::shard::{Config, PlatformMaker, Server};
@@ -38,12 +38,12 @@ impl Platform for Written {
         self.platform.numa_node(index)
     }
 
-    fn open(&mut self, index: u64) -> Result<Box<dyn Device>, DeviceError> {
+    fn open_within(&mut self, index: u64, quota: &Quota) -> Result<Box<dyn Device>, DeviceError> {
         // The executor adds a number of its own.
         let thread = std::thread::current().name().unwrap_or_default().to_owned();
         let shard = thread.rsplit_once('-').unwrap_or_default().0.to_owned();
         self.log.lock().unwrap().push((index, shard));
-        self.platform.open(index)
+        self.platform.open_within(index, quota)
     }
 
     fn compile(&mut self, index: u64, source: Arc<[u8]>) -> compile::Ticket {
