@@ -95,6 +95,11 @@ impl Client {
         Ok(Client { wire, host, session, names: 0, reply: vec![1; REPLY_BYTES_MIN] })
     }
 
+    /// The connection, without its session.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.wire.stream
+    }
+
     /// The key of one more session.
     pub(crate) fn another_session(&self) -> Result<String> {
         new_session(&self.host)
@@ -167,6 +172,30 @@ impl Client {
             self.wire.read_exact(piece)?;
         }
         Ok(&self.reply[at..end])
+    }
+
+    /// Reads `count` replies without bodies, which may come together.
+    pub(crate) fn replies(&mut self, count: usize) -> Result<()> {
+        let (mut seen, mut filled) = (0, 0);
+        while seen < count {
+            match self.wire.read(&mut self.reply[filled..])? {
+                0 => return Err("the server closed the connection".into()),
+                read => filled += read,
+            }
+            let mut begin = 0;
+            while let Some(end) = head_end(&self.reply[begin..filled]) {
+                match parse_head(&self.reply[begin..begin + end])? {
+                    (200, 0) => seen += 1,
+                    (status, length) => {
+                        return Err(format!("status {status} with {length} bytes").into());
+                    }
+                }
+                begin += end;
+            }
+            self.reply.copy_within(begin..filled, 0);
+            filled -= begin;
+        }
+        Ok(())
     }
 
     /// A long reply's body, given to `take` piece by piece; `buffer` is where pieces lie.

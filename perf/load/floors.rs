@@ -15,8 +15,8 @@ use crate::client::{PIECE_BYTES, Wire};
 use crate::{Counts, Result, Results, median, process, repeated, report_times};
 
 /// An empty batch and its reply, heads included.
-const REQUEST_BYTES: usize = 135;
-const REPLY_BYTES: usize = 38;
+pub(crate) const REQUEST_BYTES: usize = 135;
+pub(crate) const REPLY_BYTES: usize = 38;
 /// What a server would read and write at once, up to everything.
 const SERVER_PIECES_BYTES: [usize; 4] = [64 << 10, 256 << 10, MIB, BULK_BYTES];
 

@@ -3,18 +3,20 @@
 //!
 //! Reading order: this file, `client` (the wire), `server` (what is measured of a server), `bulk`,
 //! `gpu` (of a server with a GPU), `floors`, `scale` and `many` (cost against size and number),
-//! `process`. Each run prints one JSON
-//! object on standard output. The scripts beside this folder run it and make tables. Every result
+//! `victim` and `greedy` (one client beside another), `process`. Each run prints one JSON object on
+//! standard output. The scripts beside this folder run it and make tables. Every result
 //! is checked for being right.
 
 mod bulk;
 mod client;
 mod floors;
 mod gpu;
+mod greedy;
 mod many;
 mod process;
 mod scale;
 mod server;
+mod victim;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -40,6 +42,10 @@ struct Args {
     /// The server's process, for the processor time and memory that it and its children use.
     #[arg(long, global = true)]
     pid: Option<u32>,
+    /// Connect to this shard of the server's; needs --pid. Nobody else may use the server while a
+    /// shard is looked for.
+    #[arg(long, global = true, requires = "pid")]
+    shard: Option<usize>,
     #[command(subcommand)]
     command: Command,
 }
@@ -112,6 +118,29 @@ enum Command {
         address: SocketAddr,
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
+        /// Print a line when all is prepared.
+        #[arg(long)]
+        announce: bool,
+    },
+    /// Measure small requests at a steady pace, whatever others do to the server meanwhile.
+    Victim {
+        address: SocketAddr,
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
+        /// From one request to the next.
+        #[arg(long, default_value_t = 500)]
+        pause_us: u64,
+        /// The core of the thread that echoes.
+        #[arg(long)]
+        server_core: Option<usize>,
+        /// Print a line when all is prepared, and begin when one is read.
+        #[arg(long)]
+        announce: bool,
+    },
+    /// Use the core and nothing else for a while.
+    Spin {
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
     },
     /// Print the source of the kernel that is launched.
     Kernel,
@@ -153,6 +182,7 @@ struct Setting {
     address: SocketAddr,
     counts: Counts,
     pid: Option<u32>,
+    shard: Option<usize>,
     spin: bool,
 }
 
@@ -160,8 +190,8 @@ fn main() -> Result<()> {
     let args = Args::parse();
     process::pin(args.core)?;
     let counts = args.effort.counts();
-    let (pid, spin) = (args.pid, args.spin);
-    let setting = |address| Setting { address, counts, pid, spin };
+    let (pid, shard, spin) = (args.pid, args.shard, args.spin);
+    let setting = |address| Setting { address, counts, pid, shard, spin };
     let measured = match args.command {
         Command::Server { address, parts } => server::measure(&setting(address), &parts)?,
         Command::Gpu { address, parts, bytes, elements } => {
@@ -175,8 +205,20 @@ fn main() -> Result<()> {
         Command::Scale { of, address, up_to } => scale::measure(&setting(address), of, up_to)?,
         Command::Connections { address, count } => many::measure(&setting(address), count)?,
         Command::Upload { address, bytes } => bulk::upload(&setting(address), bytes)?,
-        Command::Run { what, address, seconds } => {
-            server::run(&setting(address), what, Duration::from_secs_f64(seconds))?
+        Command::Run { what, address, seconds, announce } => {
+            server::run(&setting(address), what, Duration::from_secs_f64(seconds), announce)?
+        }
+        Command::Victim { address, seconds, pause_us, server_core, announce } => {
+            let (pause, time) = (Duration::from_micros(pause_us), Duration::from_secs_f64(seconds));
+            let pace = victim::Pace { pause, time, server_core, announce };
+            victim::measure(&setting(address), pace)?
+        }
+        Command::Spin { seconds } => {
+            let (began, time) = (Instant::now(), Duration::from_secs_f64(seconds));
+            while began.elapsed() < time {
+                std::hint::spin_loop();
+            }
+            Results::new()
         }
         Command::Kernel => {
             print!("{}", client::KERNEL);

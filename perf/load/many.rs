@@ -64,13 +64,16 @@ pub(crate) fn throughput(
     setting: &Setting,
     count: usize,
     time: Duration,
+    begin: impl FnOnce() -> Result<()>,
     results: &mut Results,
 ) -> Result<()> {
-    let mut client = Client::connect(setting.address, false)?;
+    let mut client = setting.connect()?;
     let empty = client.batch("[]");
-    let streams: std::io::Result<Vec<_>> =
-        (0..count).map(|_| TcpStream::connect(setting.address)).collect();
-    drive(setting, streams?, &empty, time, results)
+    let streams: Result<Vec<_>> =
+        (0..count).map(|_| setting.connect().map(Client::into_stream)).collect();
+    let streams = streams?;
+    begin()?;
+    drive(setting, streams, &empty, time, results)
 }
 
 /// A connection with one request under way.

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use crate::client::{self, Client, expect_int, list};
-use crate::{Results, Setting, bulk, median, repeated, report_times};
+use crate::{Results, Setting, bulk, greedy, median, repeated, report_times, victim};
 
 /// Launches in one batch.
 const LAUNCHES: usize = 10_000;
@@ -41,6 +41,14 @@ pub(crate) enum Load {
     BulkIn,
     BulkOut,
     Connections,
+    /// Empty batches, many at once on one connection.
+    Pipelined,
+    /// Long sources that nobody has compiled before.
+    Compile,
+    /// A graph that is recorded and freed.
+    Record,
+    /// A session with a process that is opened and freed.
+    Sessions,
 }
 
 /// All groups of measurements that are asked for, with one session.
@@ -146,17 +154,15 @@ fn launches(
     Ok(())
 }
 
-/// Records a chain of kernels; returns the request that runs it once, and the one that reads its
-/// last buffer.
-fn record_graph(
+/// Makes the buffers of a chain of kernels; returns the command that records it.
+pub(crate) fn graph_alloc(
     client: &mut Client,
     hash: &str,
     number: usize,
     kernels: usize,
-) -> crate::Result<(Vec<u8>, Vec<u8>)> {
+) -> crate::Result<String> {
     let session = client.session.clone();
-    let first = 1_000 + number * 1_000_000;
-    let last = first + kernels;
+    let (first, last) = ends_of_graph(number, kernels);
     let buffers: Vec<_> =
         (first..=last).map(|number| client::buffer_alloc(&session, number, 4)).collect();
     let (data, name) = client.blob(&GRAPH_START.to_le_bytes());
@@ -174,13 +180,36 @@ fn record_graph(
             )
         })
         .collect();
-    let bufs = format!("bufs=(({session}, {first}), ({session}, {last})), var_vals={{}}");
-    let items = items.join(", ");
-    let request = client.batch(&format!(
-        "[GraphAlloc(session={session}, graph_num={number}, jit_cache=({items}), {bufs})]"
-    ));
+    let (items, bufs) = (items.join(", "), ends_as_inputs(&session, number, kernels));
+    Ok(format!("GraphAlloc(session={session}, graph_num={number}, jit_cache=({items}), {bufs})"))
+}
+
+/// The first and the last buffer of a chain.
+fn ends_of_graph(number: usize, kernels: usize) -> (usize, usize) {
+    let first = 1_000 + number * 1_000_000;
+    (first, first + kernels)
+}
+
+fn ends_as_inputs(session: &str, number: usize, kernels: usize) -> String {
+    let (first, last) = ends_of_graph(number, kernels);
+    format!("bufs=(({session}, {first}), ({session}, {last})), var_vals={{}}")
+}
+
+/// Records a chain of kernels; returns the request that runs it once, and the one that reads its
+/// last buffer.
+fn record_graph(
+    client: &mut Client,
+    hash: &str,
+    number: usize,
+    kernels: usize,
+) -> crate::Result<(Vec<u8>, Vec<u8>)> {
+    let session = client.session.clone();
+    let record = graph_alloc(client, hash, number, kernels)?;
+    let request = client.batch(&list(&[record]));
     client.request(&request)?;
+    let bufs = ends_as_inputs(&session, number, kernels);
     let exec = format!("GraphExec(session={session}, graph_num={number}, {bufs}, wait=True)");
+    let (_, last) = ends_of_graph(number, kernels);
     Ok((
         client.batch(&format!("[{exec}]")),
         client.batch(&list(&[client::copy_out(&session, last)])),
@@ -212,36 +241,53 @@ fn graph(
     expect_int(client.request(&read)?, GRAPH_START + i32::try_from(kernels)?)
 }
 
-/// Repeats one kind of request for a while; for profiles.
-pub(crate) fn run(setting: &Setting, what: Load, time: Duration) -> crate::Result<Results> {
+/// Repeats one kind of request for a while; for profiles, and as somebody else's burden.
+pub(crate) fn run(
+    setting: &Setting,
+    what: Load,
+    time: Duration,
+    announce: bool,
+) -> crate::Result<Results> {
     let mut results = Results::new();
+    let begin = || if announce { victim::announce() } else { Ok(()) };
     if matches!(what, Load::Connections) {
-        crate::many::throughput(setting, crate::many::ACTIVE, time, &mut results)?;
+        crate::many::throughput(setting, crate::many::ACTIVE, time, begin, &mut results)?;
         return Ok(results);
     }
-    let mut client = Client::connect(setting.address, setting.spin)?;
-    let session = client.session.clone();
-    let hash = client.prepare_kernel(&session)?;
-    let request = match what {
-        Load::Empty => client.batch("[]"),
-        Load::CopyOut => client.batch(&list(&[client::copy_out(&session, 1)])),
-        Load::Launch => client.batch(&list(&[client::launch(&session, &hash, true)])),
-        Load::LaunchBatch => launch_batch(&mut client, &session, &hash, LAUNCHES),
-        Load::Graph => record_graph(&mut client, &hash, 0, GRAPHS[1].1)?.0,
-        Load::BulkIn => bulk::requests(&mut client, bulk::BULK_BYTES)?.0,
-        Load::BulkOut => {
-            let (fill, read, _) = bulk::requests(&mut client, bulk::BULK_BYTES)?;
-            client.request(&fill)?;
-            read
-        }
-        Load::Connections => return Err("many connections are not one client's".into()),
-    };
+    let mut client = setting.connect()?;
+    let request = request_of(&mut client, what)?;
+    begin()?;
     let began = Instant::now();
     let mut count = 0_u64;
     while began.elapsed() < time {
-        client.request(&request)?;
-        count += 1;
+        count += match what {
+            Load::Pipelined => greedy::pipelined(&mut client)?,
+            Load::Compile => greedy::compile(&mut client, count).map(|()| 1)?,
+            Load::Sessions => greedy::open_and_end(&mut client).map(|()| 1)?,
+            _ => client.request(&request).map(|_| 1)?,
+        };
     }
     results.insert("requests_per_s".into(), json!(count as f64 / began.elapsed().as_secs_f64()));
     Ok(results)
+}
+
+/// The request that is repeated, where it is always the same.
+fn request_of(client: &mut Client, what: Load) -> crate::Result<Vec<u8>> {
+    let session = client.session.clone();
+    let hash = client.prepare_kernel(&session)?;
+    Ok(match what {
+        Load::Empty => client.batch("[]"),
+        Load::CopyOut => client.batch(&list(&[client::copy_out(&session, 1)])),
+        Load::Launch => client.batch(&list(&[client::launch(&session, &hash, true)])),
+        Load::LaunchBatch => launch_batch(client, &session, &hash, LAUNCHES),
+        Load::Graph => record_graph(client, &hash, 0, GRAPHS[1].1)?.0,
+        Load::BulkIn => bulk::requests(client, bulk::BULK_BYTES)?.0,
+        Load::BulkOut => {
+            let (fill, read, _) = bulk::requests(client, bulk::BULK_BYTES)?;
+            client.request(&fill)?;
+            read
+        }
+        Load::Record => greedy::record(client, &hash, GRAPHS[1].1)?,
+        Load::Connections | Load::Pipelined | Load::Compile | Load::Sessions => Vec::new(),
+    })
 }
