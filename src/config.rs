@@ -9,8 +9,8 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug)]
 pub struct WireLimits {
     /// Bytes of one batch's command text. The longest recorded from tinygrad's own tests is
-    /// 1.07 MB (5,249 commands). A text is parsed in one go, at about 2.5 GB/s as the stock client
-    /// spells it and an eighth of that otherwise: this bounds how long others wait.
+    /// 1.07 MB (5,249 commands). A long graph is one command, which is parsed in one go, at an
+    /// eighth of 2.5 GB/s: this bounds how long others wait.
     pub text_bytes_max: usize,
     /// Commands of one batch. The largest recorded batch has 5,249.
     pub commands_max: usize,
@@ -126,6 +126,10 @@ pub struct EngineLimits {
     /// some descriptors and some MB: this leaves others most of the 32,768 processes that Linux
     /// has numbers for by default.
     pub sessions_per_identity_max: usize,
+    /// Bytes of command text that are read before others get their turn: at 2.5 GB/s, or an eighth
+    /// of that where it is not the stock client's spelling, this bounds their delay to 50 or 400
+    /// microseconds. One command is read in one go.
+    pub text_slice_bytes: usize,
     /// Length of a program's source. The longest that tinygrad's tests produce has 300 KB.
     pub source_bytes_max: u64,
     /// How long a `Wait` waits for an event that nobody sets. The stock client gives up on its
@@ -151,6 +155,7 @@ impl Default for EngineLimits {
             sessions_per_connection_max: 256,
             sessions_per_identity_max: 4096,
             source_bytes_max: 4 << 20,
+            text_slice_bytes: 128 << 10,
             wait_time_max: Duration::from_secs(290),
         }
     }
@@ -197,6 +202,11 @@ pub struct ShardLimits {
     /// Connections of one identity, on all shards: as many as it may have sessions. A stock client
     /// has one, whatever it does.
     pub connections_per_identity_max: usize,
+    /// Bytes that are sent or received in one go while other connections of the shard are busy:
+    /// two of these may come before another's reply, at a few GB/s.
+    pub crowd_piece_bytes: usize,
+    /// For how long a connection counts as busy after a request.
+    pub crowd_time: Duration,
     /// How long a drain waits for batches that run.
     pub drain_time_max: Duration,
     /// Time for the whole head of a request, from its first byte.
@@ -245,6 +255,8 @@ impl Default for ShardLimits {
             body_pause_max: Duration::from_secs(60),
             connections_max: 8192,
             connections_per_identity_max: 4096,
+            crowd_piece_bytes: 128 << 10,
+            crowd_time: Duration::from_secs(1),
             drain_time_max: Duration::from_secs(30),
             head_time_max: Duration::from_secs(20),
             io_slice_bytes: 1 << 20,
@@ -359,9 +371,11 @@ pub struct CompileConfig {
     /// one by `/proc/self/exe`.
     pub worker_exe: PathBuf,
     /// Compilers that run at once. One runs at full speed on one core, so more than the machine's
-    /// cores only add memory.
+    /// cores only add memory. While all are busy, connections that have none get up to as many
+    /// again, and clients that have none as many once more, so that nobody waits for another's
+    /// longest source.
     pub threads: usize,
-    /// Sources that wait for a compiler. A beam search sends some hundreds at once; what waits
+    /// Sources of one client that wait for a compiler. A beam search sends some hundreds at once; what waits
     /// longer than a client's patience (300 s) is of no use to anybody.
     pub queue_max: usize,
     /// Bytes of one source. The longest recorded from tinygrad is 19 KB; a wholly unrolled kernel
@@ -405,6 +419,19 @@ impl Default for CompileConfig {
             cache_memory_bytes_max: 32 << 20,
         }
     }
+}
+
+/// How the server shares cores with the processes that it starts. See `cores`.
+pub struct CoreLimits;
+
+impl CoreLimits {
+    /// A shard's turn on its core while others want it. Whoever asks for shorter turns gets the core
+    /// sooner when there is something to do; Linux gives no shorter ones.
+    pub const SHARD_TURN: Duration = Duration::from_micros(100);
+    /// How far workers step back for the shards.
+    pub const WORKER_NICE: i32 = 5;
+    /// How far compilers do: about a tenth of a core is theirs whoever else wants it.
+    pub const COMPILER_NICE: i32 = 10;
 }
 
 /// Limits of accelerators. See `device`.

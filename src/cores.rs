@@ -1,4 +1,4 @@
-//! The cores that this process may use.
+//! The cores that this process may use, and how its threads share them.
 //!
 //! Shards are pinned to a core each, and a thread that a shard starts would inherit that: threads
 //! that do the server's other work ask for all cores back.
@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -34,6 +35,48 @@ pub fn spread() {
     {
         tracing::warn!(%error, "a helper thread stays on its shard's core");
     }
+}
+
+/// Has the calling thread, and what it starts, step back for others on its core.
+pub fn step_back(nice: i32) {
+    if let Err(error) = rustix::process::nice(nice) {
+        tracing::debug!(%error, "a thread does not step back");
+    }
+}
+
+/// Has the calling thread take turns of this length on its core while others want it too. Where
+/// that cannot be had (before Linux 6.12), they are as they were.
+pub fn take_turns(turn: Duration) {
+    let Some(mut attributes) = attributes() else { return };
+    // Other policies were chosen by whoever started the server.
+    if attributes.sched_policy != libc::SCHED_OTHER.unsigned_abs() {
+        return;
+    }
+    attributes.sched_runtime = u64::try_from(turn.as_nanos()).unwrap_or(u64::MAX);
+    // SAFETY: the structure has the size that it says; 0 is the calling thread.
+    let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if done != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::debug!(%error, "turns on the core stay as they are");
+    }
+}
+
+/// How the calling thread shares its core.
+fn attributes() -> Option<libc::sched_attr> {
+    let size = u32::try_from(size_of::<libc::sched_attr>()).expect("a few words");
+    let mut attributes = libc::sched_attr {
+        size,
+        sched_policy: 0,
+        sched_flags: 0,
+        sched_nice: 0,
+        sched_priority: 0,
+        sched_runtime: 0,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: the kernel writes as many bytes as it is told; 0 is the calling thread.
+    let known = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
+    (known == 0).then_some(attributes)
 }
 
 /// Whether a thread of this process and one of its children can run at the same time.
@@ -81,7 +124,7 @@ pub fn parse(text: &str) -> Result<BTreeSet<usize>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{nodes, parse};
+    use super::*;
 
     #[test]
     fn cores_as_list_with_ranges_are_read() {
@@ -96,6 +139,23 @@ mod tests {
             std::fs::create_dir_all(path).unwrap();
         }
         assert_eq!(nodes(root.path(), &[3, 0, 4, 5]), [Some(12), Some(0), None, None]);
+    }
+
+    #[test]
+    fn short_turns_and_steps_back_are_the_threads_own() {
+        let before = attributes().expect("the kernel tells");
+        let stepped = std::thread::spawn(|| {
+            take_turns(Duration::from_micros(200));
+            step_back(3);
+            attributes()
+        });
+        let after = stepped.join().unwrap().expect("the kernel tells");
+        if before.sched_policy == 0 {
+            assert_eq!(after.sched_nice, (before.sched_nice + 3).min(19));
+            // Kernels that know of no lengths say 0.
+            assert!([0, 200_000].contains(&after.sched_runtime), "{}", after.sched_runtime);
+        }
+        assert_eq!(attributes().map(|here| here.sched_nice), Some(before.sched_nice));
     }
 
     #[test]

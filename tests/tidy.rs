@@ -22,7 +22,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     (
         "shard",
         &[
-            "blob", "check", "compile", "config", "device", "engine", "http", "identity", "rdma",
+            "blob", "check", "compile", "config", "cores", "device", "engine", "http", "identity",
+            "rdma",
             "wire",
         ],
     ),
@@ -38,7 +39,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that may hold `unsafe` code: they talk to drivers, compilers and the kernel.
-const UNSAFE: &[&str] = &["compile", "device", "rdma", "shard"];
+const UNSAFE: &[&str] = &["compile", "cores", "device", "rdma", "shard"];
 
 /// Folders that forbid it to themselves, at the top of their `mod.rs`.
 const FORBIDS_UNSAFE: &[&str] = &["engine", "http", "identity", "wire"];

@@ -29,6 +29,7 @@ use super::DeviceError;
 use super::budget::Account;
 use super::shared::SharedFile;
 use super::timeline::{ENDED, Words};
+use crate::config::CoreLimits;
 use crate::cores;
 
 /// What to start, and what to do at its end.
@@ -129,8 +130,9 @@ fn start_supervisor() -> io::Result<Supervisor> {
         Workers { events, wake: Arc::clone(&wake), orders: receiver, alive: HashMap::new() };
     let name = "outboard-processes".to_owned();
     let run = move || {
-        // Workers inherit the cores of this thread.
+        // Workers inherit the cores of this thread, and that it steps back.
         cores::spread();
+        cores::step_back(CoreLimits::WORKER_NICE);
         workers.run();
     };
     std::thread::Builder::new().name(name).spawn(run)?;

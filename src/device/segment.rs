@@ -24,7 +24,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use super::DeviceError;
 use super::shared::{to_u64, to_usize};
 use super::slot::{Dead, Graveyard};
-use crate::config::DeviceLimits;
+use crate::config::{CoreLimits, DeviceLimits};
 use crate::cores;
 
 /// Length of a huge page where pages have 4 KiB. Elsewhere the kernel refuses to make one, and
@@ -269,6 +269,7 @@ fn unmap_elsewhere(file: Arc<SharedFile>) {
         let name = "outboard-memory".to_owned();
         let run = move || {
             cores::spread();
+            cores::step_back(CoreLimits::WORKER_NICE);
             receiver.into_iter().for_each(drop);
         };
         std::thread::Builder::new().name(name).spawn(run).ok().map(|_| sender)

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use outboard::compile;
 use outboard::device::null::NullPlatform;
-use outboard::device::shared::{Budget, Quota};
-use outboard::device::{Device, DeviceError, Platform, Renderer};
+use outboard::device::shared::Budget;
+use outboard::device::{Device, DeviceError, Platform, Quota, Renderer};
 use outboard::identity::Access;
 use outboard::shard::{Config, PlatformMaker, Server};
 
