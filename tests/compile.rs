@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
-use outboard::compile::{CompileError, CompileResult, Family, Service, Target, Ticket};
+use outboard::compile::{Asker, CompileError, CompileResult, Family, Service, Target, Ticket};
 use outboard::config::{CacheDir, CompileConfig, CompilerChoice};
 
 mod kernels;
@@ -123,6 +123,25 @@ fn source_beyond_full_queue_is_busy_and_source_in_flight_is_shared() {
     let limit = Duration::from_secs(3);
     assert_eq!(running.wait(), Err(CompileError::Timeout { limit }));
     assert!(waiting.wait().is_ok());
+}
+
+#[test]
+fn long_sources_of_one_client_do_not_hold_up_another() {
+    let time_max = Duration::from_secs(4);
+    let service = Service::new(CompileConfig { threads: 1, time_max, ..gcc() });
+    service.toolchain().unwrap();
+    let greedy = Asker { client: 1, shard: 0, connection: 0 };
+    let tickets: Vec<Ticket> = (0..3)
+        .map(|salt| service.compile_for(greedy, &Target::Cpu, endless_source(20 + salt)))
+        .collect();
+    let shared = service.compile_for(greedy, &Target::Cpu, small_source(20));
+    for (client, connection, salt) in [(1, 1, 20), (2, 0, 21)] {
+        let asker = Asker { client, shard: 0, connection };
+        let ticket = service.compile_for(asker, &Target::Cpu, small_source(salt));
+        assert!(ticket.wait().is_ok());
+    }
+    assert!(shared.wait().is_ok(), "somebody else's turn came first");
+    assert_eq!(tickets[2].poll(), None, "there is much to do for the greedy one");
 }
 
 #[test]

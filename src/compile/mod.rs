@@ -7,7 +7,7 @@
 //!
 //! Absent: devices and commands. What an object means is the business of the device that asked.
 //!
-//! Reading order: this file, `pool` (jobs and threads), `source` and `ptx` (what is refused), `cc`
+//! Reading order: this file, `pool` (jobs and threads), `turns` (whose job is next), `source` and `ptx` (what is refused), `cc`
 //! (the C compilers), `library` (those for GPUs) and `worker` (the process they run in) with
 //! `nvrtc`, `comgr` and `dynamic`; `messages` (what a client may read), `sandbox` and `spawn`
 //! (processes without rights), `cache`.
@@ -24,6 +24,7 @@ mod ptx;
 mod sandbox;
 mod source;
 mod spawn;
+mod turns;
 pub mod worker;
 
 use std::sync::{Arc, OnceLock};
@@ -37,6 +38,7 @@ pub use library::{Kind, Library, NoLibrary, Report};
 use pool::{Job, Pool};
 pub use sandbox::Status as SandboxStatus;
 use source::Dialect;
+pub use turns::Asker;
 
 /// Why there is no object. None of these tells anything about the server's files.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -148,7 +150,12 @@ impl Service {
     /// Starts to compile a source, or finds that it was compiled before. Does not block, and takes
     /// the time to hash the source. The same source asked for twice is compiled once.
     pub fn compile(&self, target: &Target, source: Arc<[u8]>) -> Ticket {
-        Ticket(Pool::submit(&self.0.pool, target, source))
+        self.compile_for(Asker::default(), target, source)
+    }
+
+    /// As [`Self::compile`], in its turn among those who ask.
+    pub fn compile_for(&self, asker: Asker, target: &Target, source: Arc<[u8]>) -> Ticket {
+        Ticket(Pool::submit(&self.0.pool, asker, target, source))
     }
 
     /// The C compiler. Blocks for some tenths of a second when asked first, so that a server may do

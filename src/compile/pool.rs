@@ -2,14 +2,18 @@
 //!
 //! Tickets own a job; the queue and the table of sources in flight only know of it. So a job that
 //! nobody waits for is gone by itself, and a thread that takes its place in the queue finds nothing
-//! to do.
+//! to do. A source that several ask for has a place in the queue for each of them, and the first
+//! counts: nobody waits for another's turn. Absent: whose turn it is (`turns`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 
 use super::cache::{Key, Memory};
+use super::turns::{Asker, Running, Turns};
 use super::{Backend, CompileError, CompileResult, Target};
+use crate::config::CoreLimits;
 use crate::cores;
 
 /// One source on its way to an object.
@@ -17,6 +21,8 @@ use crate::cores;
 pub(super) struct Job {
     target: Target,
     source: Arc<[u8]>,
+    /// Whether a thread has taken it.
+    begun: AtomicBool,
     state: Mutex<JobState>,
     done: Condvar,
 }
@@ -28,14 +34,14 @@ struct JobState {
 }
 
 impl Job {
-    fn new(target: Target, source: Arc<[u8]>) -> Job {
-        Job { target, source, state: Mutex::default(), done: Condvar::new() }
+    fn new(target: Target, source: Arc<[u8]>, state: JobState) -> Job {
+        let (begun, state) = (AtomicBool::new(state.result.is_some()), Mutex::new(state));
+        Job { target, source, begun, state, done: Condvar::new() }
     }
 
     pub(super) fn done(result: CompileResult) -> Job {
         let state = JobState { result: Some(result), wakers: Vec::new() };
-        let (target, source) = (Target::Cpu, Arc::default());
-        Job { target, source, state: Mutex::new(state), done: Condvar::new() }
+        Job::new(Target::Cpu, Arc::default(), state)
     }
 
     pub(super) fn result(&self) -> Option<CompileResult> {
@@ -83,7 +89,8 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Queue {
-    waiting: VecDeque<(Key, Weak<Job>)>,
+    waiting: Turns<(Key, Weak<Job>)>,
+    running: Running,
     /// Waiting and running jobs by the hash of their source and target.
     in_flight: HashMap<Key, Weak<Job>>,
     memory: Memory,
@@ -95,7 +102,8 @@ struct Queue {
 impl Pool {
     pub(super) fn new(backend: Backend) -> Pool {
         let queue = Queue {
-            waiting: VecDeque::new(),
+            waiting: Turns::new(),
+            running: Running::new(backend.config.threads),
             in_flight: HashMap::new(),
             memory: Memory::new(backend.config.cache_memory_bytes_max),
             threads: 0,
@@ -106,27 +114,38 @@ impl Pool {
     }
 
     /// The job for a source: a finished one, one in flight, or a new one.
-    pub(super) fn submit(pool: &Arc<Pool>, target: &Target, source: Arc<[u8]>) -> Arc<Job> {
+    pub(super) fn submit(
+        pool: &Arc<Pool>,
+        asker: Asker,
+        target: &Target,
+        source: Arc<[u8]>,
+    ) -> Arc<Job> {
         let queue_max = pool.backend.config.queue_max;
         let key = target.key(&source);
         let mut queue = lock(&pool.queue);
         if let Some(object) = queue.memory.get(&key) {
             return Arc::new(Job::done(Ok(object)));
         }
-        if let Some(job) = queue.in_flight.get(&key).and_then(Weak::upgrade) {
-            return job;
+        let known = queue.in_flight.get(&key).and_then(Weak::upgrade);
+        let has_place = |queue: &Queue| queue.waiting.has(asker, |(waiting, _)| *waiting == key);
+        if let Some(job) = &known
+            && (job.begun.load(Ordering::Relaxed) || has_place(&queue))
+        {
+            return Arc::clone(job);
         }
-        if queue.waiting.len() >= queue_max {
+        if queue.waiting.len_of(asker.client) >= queue_max {
             queue.forget_cancelled();
         }
-        if queue.waiting.len() >= queue_max {
-            return Arc::new(Job::done(Err(CompileError::Busy { queue_max })));
+        if queue.waiting.len_of(asker.client) >= queue_max {
+            let busy = || Arc::new(Job::done(Err(CompileError::Busy { queue_max })));
+            return known.unwrap_or_else(busy);
         }
-        if queue.threads_idle <= queue.waiting.len() && !queue.add_thread(pool) {
+        if queue.threads_idle <= queue.waiting.len() && !queue.add_thread(pool, asker) {
             return Arc::new(Job::done(Err(CompileError::Sandbox)));
         }
-        let job = Arc::new(Job::new(target.clone(), source));
-        queue.waiting.push_back((key, Arc::downgrade(&job)));
+        let job = known
+            .unwrap_or_else(|| Arc::new(Job::new(target.clone(), source, JobState::default())));
+        queue.waiting.push(asker, (key, Arc::downgrade(&job)));
         queue.in_flight.insert(key, Arc::downgrade(&job));
         drop(queue);
         pool.work.notify_one();
@@ -137,18 +156,19 @@ impl Pool {
     pub(super) fn close(&self) {
         let mut queue = lock(&self.queue);
         queue.closed = true;
-        let waiting = std::mem::take(&mut queue.waiting);
+        let jobs: Vec<_> = queue.waiting.drain().filter_map(|(_, job)| job.upgrade()).collect();
         drop(queue);
         self.work.notify_all();
-        let jobs = waiting.iter().filter_map(|(_, job)| job.upgrade());
-        jobs.for_each(|job| job.complete(Err(CompileError::Closed)));
+        let not_begun = jobs.into_iter().filter(|job| !job.begun.swap(true, Ordering::Relaxed));
+        not_begun.for_each(|job| job.complete(Err(CompileError::Closed)));
     }
 
     /// A thread's life.
     fn work(&self) {
-        while let Some((key, job)) = self.next() {
+        while let Some((asker, key, job)) = self.next() {
             let result = self.backend.compile(&job.target, &job.source);
             let mut queue = lock(&self.queue);
+            queue.running.end(asker);
             queue.in_flight.remove(&key);
             if let Ok(object) = &result {
                 queue.memory.put(key, Arc::clone(object));
@@ -159,16 +179,21 @@ impl Pool {
     }
 
     /// Waits for a job that somebody waits for; `None` at the end.
-    fn next(&self) -> Option<(Key, Arc<Job>)> {
+    fn next(&self) -> Option<(Asker, Key, Arc<Job>)> {
         let mut queue = lock(&self.queue);
         loop {
-            if queue.closed {
+            let Queue { waiting, running, closed, .. } = &mut *queue;
+            if *closed {
                 queue.threads -= 1;
                 return None;
             }
-            match queue.waiting.pop_front() {
-                Some((key, job)) => match job.upgrade() {
-                    Some(job) => return Some((key, job)),
+            match waiting.pop(|asker| running.may_have(asker)) {
+                Some((asker, (key, job))) => match job.upgrade() {
+                    Some(job) if job.begun.swap(true, Ordering::Relaxed) => {}
+                    Some(job) => {
+                        running.begin(asker);
+                        return Some((asker, key, job));
+                    }
                     None => queue.forget(&key),
                 },
                 None => {
@@ -182,13 +207,14 @@ impl Pool {
 }
 
 impl Queue {
-    /// Starts a thread if there may be one more. False if there is none at all.
-    fn add_thread(&mut self, pool: &Arc<Pool>) -> bool {
-        if self.threads < pool.backend.config.threads.max(1) {
+    /// Starts a thread if there may be one more for this asker. False if there is none at all.
+    fn add_thread(&mut self, pool: &Arc<Pool>, asker: Asker) -> bool {
+        if self.threads < self.running.most() && self.running.may_have(asker) {
             let pool = Arc::clone(pool);
             let thread = std::thread::Builder::new().name("compile".to_owned());
             let work = move || {
                 cores::spread();
+                cores::step_back(CoreLimits::COMPILER_NICE);
                 pool.work();
             };
             match thread.spawn(work) {

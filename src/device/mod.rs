@@ -546,6 +546,6 @@ pub trait Platform {
         self.open_within(index, &Quota::NONE)
     }
 
-    /// Starts to compile source text for a device. The ticket completes on another thread.
-    fn compile(&mut self, index: u64, source: Arc<[u8]>) -> compile::Ticket;
+    /// Starts to compile source text for a device, in its turn among those who ask. The ticket completes on another thread.
+    fn compile(&mut self, asker: compile::Asker, index: u64, source: Arc<[u8]>) -> compile::Ticket;
 }

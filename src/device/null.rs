@@ -76,7 +76,12 @@ impl Platform for NullPlatform {
         Ok(Box::new(device))
     }
 
-    fn compile(&mut self, _index: u64, source: Arc<[u8]>) -> compile::Ticket {
+    fn compile(
+        &mut self,
+        _asker: compile::Asker,
+        _index: u64,
+        source: Arc<[u8]>,
+    ) -> compile::Ticket {
         let is_broken = source.starts_with(b"broken");
         let rejected = || CompileError::Rejected { message: "the source is broken".to_owned() };
         compile::Ticket::ready(if is_broken { Err(rejected()) } else { Ok(source) })

@@ -61,7 +61,12 @@ impl Platform for CpuPlatform {
         Ok(Box::new(Isolated::open(&self.workers.within(quota))?))
     }
 
-    fn compile(&mut self, _index: u64, source: Arc<[u8]>) -> compile::Ticket {
-        self.compile.compile(&compile::Target::Cpu, source)
+    fn compile(
+        &mut self,
+        asker: compile::Asker,
+        _index: u64,
+        source: Arc<[u8]>,
+    ) -> compile::Ticket {
+        self.compile.compile_for(asker, &compile::Target::Cpu, source)
     }
 }

@@ -7,7 +7,7 @@ use hashbrown::Equivalent;
 use smallvec::SmallVec;
 
 use super::batch::{Batch, Output, Pending};
-use super::session::{Names, SessionId, Thing};
+use super::session::{Home, Names, Owner, SessionId, Thing};
 use super::tenant::Turn;
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
 use crate::blob::Digest;
@@ -56,12 +56,23 @@ impl Engine {
                 let limit = self.limits.compilations_per_identity_max / 2;
                 let Some(turn) = self.tenant(batch.identity).compilation(limit) else { return };
                 let source = Arc::from(&*blob.to_private());
-                let ticket = self.platform.compile(session.idx, source);
+                let asker = self.asker(batch);
+                let ticket = self.platform.compile(asker, session.idx, source);
                 let compilation = Compilation { ticket, _turn: Rc::new(turn) };
                 batch.compiling.insert((session.idx, c.source), compilation);
             }
             batch.compiling_next += 1;
         }
+    }
+
+    /// For whom a batch's programs are compiled. What comes from another shard is one connection.
+    fn asker(&self, batch: &Batch<'_>) -> compile::Asker {
+        let connection = match batch.owner {
+            Owner::Connection(connection) => connection,
+            Owner::Shard => u64::MAX,
+        };
+        let (client, Home(shard)) = (batch.identity.number(), self.sessions.home());
+        compile::Asker { client, shard, connection }
     }
 
     pub(super) fn program_alloc(
@@ -93,7 +104,8 @@ impl Engine {
                 let limit = self.limits.compilations_per_identity_max;
                 let turn = self.tenant(batch.identity).compilation(limit);
                 let turn = turn.ok_or(Cause::CompilationsOfIdentity { limit })?;
-                let ticket = self.platform.compile(index, Arc::from(&*blob.to_private()));
+                let (asker, source) = (self.asker(batch), Arc::from(&*blob.to_private()));
+                let ticket = self.platform.compile(asker, index, source);
                 Compilation { ticket, _turn: Rc::new(turn) }
             }
         };

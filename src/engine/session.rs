@@ -345,6 +345,11 @@ impl Sessions {
         }
     }
 
+    /// The shard on which they live.
+    pub(super) fn home(&self) -> Home {
+        self.home
+    }
+
     pub(super) fn len(&self) -> usize {
         self.ids.len()
     }

@@ -38,6 +38,12 @@ impl Identity {
         let (half, _) = hash.as_bytes().split_first_chunk().expect("a hash has 32 bytes");
         Identity(u128::from_le_bytes(*half))
     }
+
+    /// A number that no other identity has.
+    #[must_use]
+    pub fn number(self) -> u128 {
+        self.0
+    }
 }
 
 /// Where a name comes from: a token's name is another identity than a certificate's.

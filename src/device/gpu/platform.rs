@@ -163,7 +163,7 @@ impl Platform for GpuPlatform {
         Ok(Box::new(opened.map_err(|error| failed(error.to_string()))?))
     }
 
-    fn compile(&mut self, index: u64, source: Arc<[u8]>) -> compile::Ticket {
-        self.0.compile.compile(&self.known(index).target, source)
+    fn compile(&mut self, asker: compile::Asker, index: u64, source: Arc<[u8]>) -> compile::Ticket {
+        self.0.compile.compile_for(asker, &self.known(index).target, source)
     }
 }
