@@ -7,9 +7,9 @@ use crate::{Result, server};
 /// Requests that are sent before the first reply is read.
 const PIPELINED: usize = 256;
 /// Sources of one batch: more than the compilers of most machines take at once.
-const SOURCES: usize = 8;
+const SOURCES: usize = 4;
 /// Statements of one source. A C compiler takes some tenths of a second for them.
-const STATEMENTS: usize = 1_500;
+const STATEMENTS: usize = 200;
 
 /// Sends many batches without commands at once, then reads the replies.
 pub(crate) fn pipelined(client: &mut Client) -> Result<u64> {
