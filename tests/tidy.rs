@@ -23,8 +23,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "shard",
         &[
             "blob", "check", "compile", "config", "cores", "device", "engine", "http", "identity",
-            "rdma",
-            "wire",
+            "rdma", "wire",
         ],
     ),
     ("check", &["compile", "config", "device", "rdma", "shard"]),

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::buffer::Buffer;
-use super::graph::{Building, Running};
+use super::graph::{Building, Running, Sorting};
 use super::program::{Compilation, ProgramKey};
 use super::session::{Home, Owner, SessionId};
 use super::{Cause, WaitFor};
@@ -173,6 +173,7 @@ pub(super) enum Pending {
     Event { session: SessionId, event: EventNumber, until: Instant },
     GraphBuild(Box<Building>),
     GraphRun(Box<Running>),
+    GraphSort(Box<Sorting>),
     Load { session: SessionId, key: ProgramKey, program: Program, fence: Fence },
 }
 
@@ -243,12 +244,22 @@ impl<'t> Batch<'t> {
         owner: Owner,
         limits: &WireLimits,
     ) -> Result<Batch<'t>, WireError> {
-        let Memory { tape, commands, sessions } = memory;
-        let commands = Commands::parse(std::mem::take(commands), tape, text, limits)?;
-        let mut sessions = std::mem::take(sessions);
+        let commands = std::mem::take(&mut memory.commands);
+        let commands = Commands::parse(commands, &mut memory.tape, text, limits)?;
+        Ok(Batch::new(memory, commands, blobs, owner))
+    }
+
+    /// The batch of these commands.
+    pub(super) fn new(
+        memory: &mut Memory,
+        commands: Commands<'t>,
+        blobs: Blobs,
+        owner: Owner,
+    ) -> Batch<'t> {
+        let mut sessions = std::mem::take(&mut memory.sessions);
         sessions.clear();
         sessions.resize(commands.session_count(), None);
-        Ok(Batch {
+        Batch {
             commands,
             sessions,
             blobs,
@@ -264,7 +275,7 @@ impl<'t> Batch<'t> {
             output: Output::Empty,
             failure: None,
             failures_more: 0,
-        })
+        }
     }
 
     /// Says who sent it. Without this it is nobody, who has no part in anybody's sessions.
@@ -425,8 +436,8 @@ fn source(command: &Command<'_>) -> Option<Digest> {
 /// What batches of one shard use one after the other, so that a batch needs no memory of its own.
 #[derive(Default)]
 pub(super) struct Memory {
-    tape: Tape,
-    commands: Commands<'static>,
+    pub(super) tape: Tape,
+    pub(super) commands: Commands<'static>,
     sessions: Vec<Option<SessionId>>,
 }
 

@@ -133,6 +133,15 @@ enum Origin {
     Variable(Box<str>),
 }
 
+/// A graph whose items are being sorted.
+#[derive(Debug)]
+pub(super) struct Sorting {
+    session: SessionId,
+    recorder: Recorder,
+    /// Items up to here are sorted.
+    next: usize,
+}
+
 /// A graph that is being recorded on its devices.
 #[derive(Debug)]
 pub(super) struct Building {
@@ -188,11 +197,27 @@ impl Engine {
         for name in c.inputs.iter() {
             recorder.input(self, at, name)?;
         }
-        for item in c.items.iter() {
-            recorder.item(self, at, item)?;
+        self.graph_sort(Box::new(Sorting { session: at, recorder, next: 0 }), c)
+    }
+
+    /// Sorts a graph's items into turns, some at a time.
+    pub(super) fn graph_sort(
+        &mut self,
+        mut sorting: Box<Sorting>,
+        c: &command::GraphAlloc<'_>,
+    ) -> Result<Step, Stop> {
+        let Sorting { session: at, recorder, next } = &mut *sorting;
+        let until = next.saturating_add(self.limits.commands_per_slice).min(c.items.len());
+        for item in &c.items[*next..until] {
+            recorder.item(self, *at, item)?;
         }
+        *next = until;
+        if until < c.items.len() {
+            return Ok(Step::Pause(Pending::GraphSort(sorting)));
+        }
+        let Sorting { session, recorder, .. } = *sorting;
         let graph = recorder.finish();
-        self.graph_build(Building { session: at, number: c.graph, graph, next: 0 })
+        self.graph_build(Building { session, number: c.graph, graph, next: 0 })
     }
 
     /// Records a graph's sections, as far as there is room.

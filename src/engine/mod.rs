@@ -40,7 +40,7 @@ use crate::device::{DeviceError, Fence, Platform};
 use crate::identity::Identity;
 use crate::rdma::{Fabric, Promise, RdmaError};
 use crate::wire::command::{Command, EventNumber};
-use crate::wire::{Stored, WireError, reply};
+use crate::wire::{Parsing, Stored, WireError, reply};
 use batch::{Memory, Pending};
 use rdma::Rdma;
 use session::Sessions;
@@ -141,6 +141,38 @@ impl Engine {
         if is_new { self.platform.numa_node(key.idx) } else { None }
     }
 
+    /// As [`Self::parse`], little by little; to be gone on with by [`Self::parse_on`].
+    ///
+    /// # Errors
+    ///
+    /// The text is no list, or too long.
+    pub fn begin_parsing<'t>(
+        &mut self,
+        text: &'t [u8],
+        limits: &WireLimits,
+    ) -> Result<Parsing<'t>, WireError> {
+        Parsing::begin(std::mem::take(&mut self.memory.commands), text, limits)
+    }
+
+    /// Reads a part of a text that is short enough for others to wait for. Whether that was the
+    /// last.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Batch::parse`].
+    pub fn parse_on(
+        &mut self,
+        parsing: &mut Parsing<'_>,
+        limits: &WireLimits,
+    ) -> Result<bool, WireError> {
+        parsing.go_on(&mut self.memory.tape, limits, self.limits.text_slice_bytes)
+    }
+
+    /// The batch of a text that was read.
+    pub fn batch<'t>(&mut self, parsing: Parsing<'t>, blobs: Blobs, owner: Owner) -> Batch<'t> {
+        Batch::new(&mut self.memory, parsing.finish(), blobs, owner)
+    }
+
     /// Runs a batch until it is done, has to wait, or has used its slice of time.
     pub fn advance(&mut self, batch: &mut Batch<'_>, now: Instant) -> Progress {
         self.prefetch(batch);
@@ -165,7 +197,7 @@ impl Engine {
         while let Some(fewer) = left.checked_sub(1) {
             *left = fewer;
             let outcome = match batch.pending.take() {
-                Some(pending) => self.resume(pending, now),
+                Some(pending) => self.resume(pending, batch, now),
                 None if batch.next >= batch.commands.len() => {
                     return Progress::Done(batch.finish());
                 }
@@ -240,7 +272,7 @@ impl Engine {
     }
 
     /// Goes on with a command that waited.
-    fn resume(&mut self, pending: Pending, now: Instant) -> Result<Step, Stop> {
+    fn resume(&mut self, pending: Pending, batch: &Batch<'_>, now: Instant) -> Result<Step, Stop> {
         match pending {
             Pending::Bytes(reading) => Ok(Step::Done(self.finish_reading(reading)?)),
             Pending::Compile { session, key, compilation } => {
@@ -252,6 +284,10 @@ impl Engine {
             }
             Pending::GraphBuild(building) => self.graph_build(*building),
             Pending::GraphRun(running) => self.graph_run(*running),
+            Pending::GraphSort(sorting) => match batch.commands.get(batch.next) {
+                Some(Stored::Other(Command::GraphAlloc(c))) => self.graph_sort(sorting, c),
+                _ => Err(Cause::SessionEnded.into()),
+            },
             Pending::Load { session, key, program, fence } => {
                 self.program_loaded(session, key, program, fence)
             }

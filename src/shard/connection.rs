@@ -23,7 +23,7 @@ use crate::device::shared::Heap;
 use crate::engine::{Batch, Blobs, Cause, Home, Output, Owner, Progress, Reading, Reply, Seat};
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
 use crate::identity::{Denied, Identity};
-use crate::wire::reply;
+use crate::wire::{WireError, reply};
 
 /// What others see of a connection: the ticker, and whoever wakes its task.
 pub(super) struct ConnectionEntry {
@@ -198,8 +198,7 @@ impl From<Gone> for Unanswered {
 
 /// Serves a connection to its end, then ends the sessions that it opened.
 pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
-    let staging = Heap::new(Arc::clone(&shard.config.staging));
-    let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
+    let entry = Rc::new(ConnectionEntry::new(socket.handle()));
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
     let known = match shard.introduce(&mut socket, &entry).await {
         Ok(known) => known,
@@ -239,18 +238,8 @@ pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
     let input = Input { held: Held::Joined(behind), start: 0 };
     let may_move = false;
-    let connection = Connection {
-        known,
-        seat,
-        http,
-        input,
-        may_move,
-        shard,
-        socket,
-        entry,
-        owner,
-        taken: 0,
-    };
+    let connection =
+        Connection { known, seat, http, input, may_move, shard, socket, entry, owner, taken: 0 };
     connection.receive_into_share();
     connection.serve(Some(text)).await;
 }
@@ -334,9 +323,7 @@ impl Connection {
 
     /// Runs a batch, unless it is another shard's to run or the client goes away meanwhile.
     async fn run(&mut self, text: &[u8], blobs: Blobs) -> Result<(Status, Output), Unanswered> {
-        let limits = &self.shard.config.wire;
-        let parsed = self.shard.engine.borrow_mut().parse(text, blobs, self.owner, limits);
-        let mut batch = match parsed {
+        let mut batch = match self.parse(text, blobs).await {
             Ok(batch) => match &self.seat {
                 Some(seat) => batch.of_identity(seat.identity()),
                 None => batch,
@@ -352,6 +339,7 @@ impl Connection {
         {
             return Err(Unanswered::Moves(home));
         }
+        self.shard.crowd.note(self.owner, Instant::now());
         self.entry.in_batch.set(true);
         let reply = self.shard.run(&self.entry.cancel, &mut batch).await;
         self.entry.in_batch.set(false);
@@ -362,6 +350,16 @@ impl Connection {
                 (Status::InternalServerError, Output::Text(text))
             }
         })
+    }
+
+    /// Reads a command text; others have their turn in the middle of a long one.
+    async fn parse<'t>(&self, text: &'t [u8], blobs: Blobs) -> Result<Batch<'t>, WireError> {
+        let Shard { engine, config, reactor, .. } = &*self.shard;
+        let mut parsing = engine.borrow_mut().begin_parsing(text, &config.wire)?;
+        while !engine.borrow_mut().parse_on(&mut parsing, &config.wire)? {
+            reactor.turn().await;
+        }
+        Ok(engine.borrow_mut().batch(parsing, blobs, self.owner))
     }
 
     async fn respond(&mut self, status: Status, output: Output) -> io::Result<()> {
@@ -398,7 +396,7 @@ impl Connection {
             let piece = Rc::new(output);
             let (mut start, length) = (0, piece.as_bytes().len());
             while start < length {
-                let end = start.saturating_add(limits.send_piece_bytes).min(length);
+                let end = start.saturating_add(self.piece(limits.send_piece_bytes)).min(length);
                 self.socket.send_output(&piece, start..end, limits.zero_copy_bytes_min).await?;
                 start = end;
             }
@@ -406,6 +404,17 @@ impl Connection {
             let Some(reading) = reading else { return Ok(()) };
             let read = shard.read(&self.entry.cancel, reading).await;
             output = read.map_err(|error| error.as_io())?;
+        }
+    }
+
+    /// What is sent or received in one go, of `bytes` at most: less where others wait meanwhile.
+    fn piece(&self, bytes: usize) -> usize {
+        let limits = &self.shard.config.shard;
+        let (now, time) = (Instant::now(), limits.crowd_time);
+        if self.shard.crowd.has_others(self.owner, now, time) {
+            bytes.min(limits.crowd_piece_bytes)
+        } else {
+            bytes
         }
     }
 
@@ -460,8 +469,8 @@ impl Connection {
         let shard = Rc::clone(&self.shard);
         let staging = self.entry.staging.borrow().clone();
         let mut body = Body::new(&shard.config, &staging, length, hash);
-        let slice_bytes = shard.config.shard.io_slice_bytes;
         loop {
+            let slice_bytes = self.piece(shard.config.shard.io_slice_bytes);
             if let Err(error) = self.find_room(&mut body).await {
                 return Ok(bad_body(&error));
             }

@@ -38,6 +38,8 @@ const TLS_BYTES: usize = 256 << 10;
 /// From how many bytes of a long blob on a shard is woken for them. Its waking up costs the sender
 /// time, some microseconds on a virtual machine, and the sender is who a long blob waits for.
 const LOW_WATER_BYTES: usize = 512 << 10;
+/// Where so little is received at once, a shard is woken for every byte.
+const LOW_WATER_BYTES_MIN: usize = 128 << 10;
 
 /// The congestion control of connections from this machine: any that does not pace. One that does
 /// (BBR) holds back what it sends, and loses to its timers what there is no wire to gain from.
@@ -329,7 +331,8 @@ impl Socket {
     /// has promised to fill it.
     pub(super) async fn receive_landing(&mut self, to: Landing) -> io::Result<usize> {
         self.flush().await?;
-        let low_water = if to.bytes() < LOW_WATER_BYTES { 1 } else { LOW_WATER_BYTES };
+        let bytes = to.bytes();
+        let low_water = if bytes < LOW_WATER_BYTES_MIN { 1 } else { bytes.min(LOW_WATER_BYTES) };
         self.low_water.set(&self.fd, low_water)?;
         let done = self.reactor.ring().receive_landing(&self.fd, to).await;
         self.is_drained = !done.has_more;

@@ -5,7 +5,7 @@
 //! (`engine`).
 //!
 //! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `body`,
-//! `memory`, `completion` (all waiting), `mesh`, `moving`, `io` (the seam to the sockets), `tls`, `driver`
+//! `memory`, `crowd`, `completion` (all waiting), `mesh`, `moving`, `io` (the seam to the sockets), `tls`, `driver`
 //! (when the kernel is entered), `ring` (how).
 //!
 //! One shard's state is borrowed in one synchronous call at a time; no borrow lives across an
@@ -15,6 +15,7 @@ mod accept;
 mod body;
 mod completion;
 mod connection;
+mod crowd;
 mod driver;
 mod io;
 mod memory;
@@ -38,8 +39,10 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use tracing::info;
 
 use crate::config::{
-    EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits, RingLimits, ShardLimits, WireLimits,
+    CoreLimits, EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits, RingLimits, ShardLimits,
+    WireLimits,
 };
+use crate::cores;
 use crate::device::Platform;
 use crate::device::shared::Budget;
 use crate::engine::{Directory, Engine, Home, Owner};
@@ -121,6 +124,7 @@ struct Shard {
     bell: Waker,
     config: Config,
     connections: RefCell<HashMap<Owner, Rc<ConnectionEntry>>>,
+    crowd: crowd::Crowd,
     draining: Cell<bool>,
     drained: RefCell<Option<Waker>>,
     engine: RefCell<Engine>,
@@ -329,6 +333,7 @@ struct Start {
 
 impl Start {
     async fn run(self) {
+        cores::take_turns(CoreLimits::SHARD_TURN);
         match Reactor::start(self.config.ring) {
             Ok(reactor) => reactor.counted(self.serve(Rc::clone(&reactor))).await,
             // The starter may have given up already.
@@ -346,6 +351,7 @@ impl Start {
             access: RefCell::new(Arc::clone(&self.config.access)),
             bell: self.mesh.waker(self.home),
             connections: RefCell::default(),
+            crowd: crowd::Crowd::default(),
             draining: Cell::new(false),
             drained: RefCell::default(),
             engine: RefCell::new(engine),

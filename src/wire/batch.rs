@@ -129,6 +129,81 @@ const SESSIONS_COMPARED: usize = 16;
 /// Dimensions of a launch size, as the stock client gives it.
 const DIMENSIONS: usize = 3;
 
+/// A command text that is read little by little, since a long one takes long.
+#[derive(Debug)]
+pub struct Parsing<'t> {
+    cursor: Cursor<'t>,
+    commands: Commands<'t>,
+}
+
+impl<'t> Parsing<'t> {
+    /// Begins to read; `memory` comes from [`Commands::recycle`].
+    ///
+    /// # Errors
+    ///
+    /// The text is no list, or too long.
+    pub fn begin(
+        memory: Commands<'t>,
+        text: &'t [u8],
+        limits: &WireLimits,
+    ) -> Result<Parsing<'t>, WireError> {
+        let mut cursor = Cursor::new(text, limits.text_bytes_max)?;
+        let commands = Commands { text: cursor.text(), ..memory };
+        cursor.skip_space();
+        if !cursor.eat(b'[') {
+            return Err(cursor.unexpected("a list of commands"));
+        }
+        cursor.skip_space();
+        Ok(Parsing { cursor, commands })
+    }
+
+    /// Reads on, for about `bytes` bytes: to the end of a command. Whether that was all; then it
+    /// is not to be called again. `tape` comes from earlier calls, whatever they read.
+    ///
+    /// # Errors
+    ///
+    /// The text is not a list of commands, or exceeds a limit. Nothing of it is of use then.
+    pub fn go_on(
+        &mut self,
+        tape: &mut Tape,
+        limits: &WireLimits,
+        bytes: usize,
+    ) -> Result<bool, WireError> {
+        tape.trim();
+        let Parsing { cursor, commands } = self;
+        let until = cursor.at().saturating_add(bytes);
+        while !cursor.eat(b']') {
+            let max = limits.commands_max;
+            if commands.len() >= max {
+                return Err(cursor.error(WireErrorKind::TooManyCommands { max }));
+            }
+            commands
+                .read(tape, cursor, limits)
+                .map_err(|error| error.in_command(commands.len()))?;
+            cursor.skip_space();
+            if cursor.eat(b',') {
+                cursor.skip_space();
+            } else if cursor.peek() != b']' {
+                return Err(cursor.unexpected("`,` or `]` after a command"));
+            }
+            if cursor.at() >= until && cursor.peek() != b']' {
+                return Ok(false);
+            }
+        }
+        cursor.skip_space();
+        match cursor.peek() {
+            0 => Ok(true),
+            _ => Err(cursor.unexpected("the end of the text")),
+        }
+    }
+
+    /// The commands, once all is read.
+    #[must_use]
+    pub fn finish(self) -> Commands<'t> {
+        self.commands
+    }
+}
+
 impl<'t> Commands<'t> {
     /// Reads the command text of a batch. `memory` comes from [`Self::recycle`] and `tape` from
     /// earlier calls.
@@ -142,34 +217,9 @@ impl<'t> Commands<'t> {
         text: &'t [u8],
         limits: &WireLimits,
     ) -> Result<Commands<'t>, WireError> {
-        tape.trim();
-        let mut cursor = Cursor::new(text, limits.text_bytes_max)?;
-        let mut commands = Commands { text: cursor.text(), ..memory };
-        cursor.skip_space();
-        if !cursor.eat(b'[') {
-            return Err(cursor.unexpected("a list of commands"));
-        }
-        cursor.skip_space();
-        while !cursor.eat(b']') {
-            let max = limits.commands_max;
-            if commands.len() >= max {
-                return Err(cursor.error(WireErrorKind::TooManyCommands { max }));
-            }
-            commands
-                .read(tape, &mut cursor, limits)
-                .map_err(|error| error.in_command(commands.len()))?;
-            cursor.skip_space();
-            if cursor.eat(b',') {
-                cursor.skip_space();
-            } else if cursor.peek() != b']' {
-                return Err(cursor.unexpected("`,` or `]` after a command"));
-            }
-        }
-        cursor.skip_space();
-        match cursor.peek() {
-            0 => Ok(commands),
-            _ => Err(cursor.unexpected("the end of the text")),
-        }
+        let mut parsing = Parsing::begin(memory, text, limits)?;
+        parsing.go_on(tape, limits, usize::MAX)?;
+        Ok(parsing.commands)
     }
 
     /// The memory, for another batch. More than `bytes_max` of it is given back.

@@ -38,7 +38,7 @@ mod tests;
 mod token;
 pub mod value;
 
-pub use batch::{Commands, Stored, parse_batch, parse_batch_with, write_batch};
+pub use batch::{Commands, Parsing, Stored, parse_batch, parse_batch_with, write_batch};
 pub use command::{
     BufferName, BufferNumber, Command, EventNumber, GraphNumber, Request, SessionKey,
 };

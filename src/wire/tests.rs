@@ -8,8 +8,8 @@ use super::command::{
 };
 use super::symbolic::{EvalError, Integer};
 use super::{
-    BufferNumber, Command, Commands, Request, SessionKey, Stored, Tape, WireError, WireErrorKind,
-    parse_batch, write_batch,
+    BufferNumber, Command, Commands, Parsing, Request, SessionKey, Stored, Tape, WireError,
+    WireErrorKind, parse_batch, write_batch,
 };
 use crate::config::WireLimits;
 
@@ -531,6 +531,35 @@ fn memory_of_commands_is_used_again_and_bounded() {
     let read = Commands::parse(Commands::default(), &mut tape, long.as_bytes(), &limits).unwrap();
     assert!(read.memory_bytes() > 64_000);
     assert_eq!(read.recycle(64_000).memory_bytes(), 0);
+}
+
+/// Reads a text in slices, and how many there were.
+fn parse_in_slices(text: &str, bytes: usize) -> Result<(Vec<Request<'_>>, usize), WireError> {
+    let (mut tape, limits, mut slices) = (Tape::new(), limits(), 1);
+    let mut parsing = Parsing::begin(Commands::default(), text.as_bytes(), &limits)?;
+    while !parsing.go_on(&mut tape, &limits, bytes)? {
+        // Somebody else's text is read in between.
+        tape = Tape::new();
+        slices += 1;
+    }
+    let read = parsing.finish();
+    Ok(((0..read.len()).filter_map(|index| read.request(index)).collect(), slices))
+}
+
+#[test]
+fn text_read_in_slices_says_the_same() {
+    let free = |number: usize| format!("BufferFree(session={KEY}, buffer_num={number})");
+    let frees: Vec<_> = (0..20).map(free).collect();
+    let text = format!(" [ {} , ] ", frees.join(" , "));
+    let expected = parse_batch(text.as_bytes(), &limits()).unwrap();
+    for (bytes, slices) in [(0, 20), (1, 20), (text.len() / 2, 2), (usize::MAX, 1)] {
+        assert_eq!(parse_in_slices(&text, bytes).unwrap(), (expected.clone(), slices), "{bytes}");
+    }
+    for bad in ["[".to_owned(), text[..text.len() - 2].to_owned(), format!("{text}x")] {
+        let expected = parse_batch(bad.as_bytes(), &limits()).unwrap_err().to_string();
+        assert_eq!(parse_in_slices(&bad, 1).unwrap_err().to_string(), expected, "{bad}");
+    }
+    assert_eq!(parse_in_slices("[]", 0).unwrap(), (Vec::new(), 1));
 }
 
 /// The session and the command of a batch, or the kind of error.

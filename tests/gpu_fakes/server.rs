@@ -70,6 +70,48 @@ fn client_is_served_with_a_process_for_each_session() {
     }
 }
 
+/// Lengths that go through pinned memory of different kinds, and in several pieces.
+const LENGTHS: [u64; 3] = [1000, 300 << 10, 5 << 20];
+
+fn expect_zeros(client: &mut Client) {
+    for (number, bytes) in (100..).zip(LENGTHS) {
+        let commands = [client.alloc(number, bytes), client.copy_out(number)];
+        let found = client.batch(&commands, &[]).ok();
+        assert_eq!(found.len() as u64, bytes);
+        let leftover = found.iter().position(|byte| *byte != 0);
+        assert_eq!(leftover, None, "in a new buffer of {bytes} bytes");
+    }
+}
+
+#[test]
+fn new_buffers_hold_nothing_of_earlier_ones() {
+    for (device, _, _) in SOURCES {
+        for isolation in ["process", "session"] {
+            let watch = Watch::new(&[device]);
+            let server = server(device, isolation, &watch).start();
+            let mut first = Client::connect(server.address(), "first");
+            for (number, bytes) in (0..).zip(LENGTHS) {
+                let secret = vec![0xa5; usize::try_from(bytes).unwrap()];
+                let fill = [first.alloc(number, bytes), first.copy_in(number, &secret)];
+                first.batch(&fill, &[&secret]).ok();
+                assert!(first.batch(&[first.copy_out(number)], &[]).ok() == secret);
+                let free = format!("BufferFree({}, buffer_num={number})", first.session(0));
+                first.batch(&[free], &[]).ok();
+            }
+            // Of its own, beside it, and after it.
+            expect_zeros(&mut first);
+            expect_zeros(&mut Client::connect(server.address(), "beside"));
+            let end = format!("SessionFree({})", first.session(0));
+            first.batch(&[end], &[]).ok();
+            expect_zeros(&mut first);
+            drop(first);
+            expect_zeros(&mut Client::connect(server.address(), "after"));
+            assert_eq!(server.stop().code(), Some(0));
+            watch.assert_clean();
+        }
+    }
+}
+
 #[test]
 fn fault_in_the_servers_process_costs_its_session() {
     let watch = Watch::new(&["cuda", "nvrtc"]);

@@ -25,7 +25,7 @@ use crate::wire::command::{self, BufferNumber, GraphItem};
 use crate::wire::symbolic::{Integer, Variable};
 
 /// A graph that is being recorded.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Recorder {
     graph: GraphState,
     /// Positions of the inputs by what stood there.
@@ -39,7 +39,7 @@ pub(super) struct Recorder {
 }
 
 /// What is known of one device's part.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Part {
     /// The section that grows.
     steps: Vec<OwnedStep>,
