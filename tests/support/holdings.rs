@@ -67,7 +67,7 @@ pub(crate) fn resident_bytes(pid: u32) -> u64 {
     shared.into_values().sum::<u64>() + processes.map(|pid| private(&pid)).sum::<u64>()
 }
 
-fn children_of(pid: u32) -> Vec<String> {
+pub(crate) fn children_of(pid: u32) -> Vec<String> {
     let lines = read_of_tasks(pid, "children");
     lines.iter().flat_map(|line| line.split_whitespace()).map(str::to_owned).collect()
 }
