@@ -1,5 +1,6 @@
 //! Commands that ask for what nobody may have.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use super::support::Server;
@@ -277,7 +278,7 @@ fn told(client: &mut Client, text: &[u8]) -> Reply {
     body.truncate(32);
     body.extend_from_slice(&(text.len() as u64).to_le_bytes());
     body.extend_from_slice(text);
-    std::io::Write::write_all(&mut client.stream, &request_of(&body)).unwrap();
+    client.stream.write_all(&request_of(&body)).expect("the server takes it");
     client.receive()
 }
 

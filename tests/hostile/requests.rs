@@ -16,7 +16,7 @@ fn blob_head(bytes: u64) -> Vec<u8> {
 
 /// Sends bytes as they are, and checks the status and words of the reply.
 fn answers(client: &mut Client, bytes: &[u8], status: u16, part: &str) {
-    client.stream.write_all(bytes).unwrap();
+    client.stream.write_all(bytes).expect("the server takes it");
     let reply = client.receive();
     assert_eq!(reply.status, status, "{}", reply.text());
     assert!(reply.text().contains(part), "{part}: {}", reply.text());
