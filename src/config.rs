@@ -228,7 +228,8 @@ pub struct ShardLimits {
     pub reply_copied_bytes_max: usize,
     /// How long a peer may take nothing of a reply, whether it is silent or says that it has no
     /// room. The stock client sends to all its servers before it reads from any, and is patient
-    /// with each for 300 seconds: so a reply may lie unread for so long.
+    /// with each for 300 seconds: so a reply may lie unread for so long. A peer that is dead is
+    /// given up after as long, too.
     pub send_pause_max: Duration,
     /// Bytes of one operation that sends. It copies what the socket's buffer has room for and waits
     /// for more, so others have their turn in between whatever its size; with small ones the socket

@@ -52,15 +52,13 @@ fn session_past_its_memory_is_refused_more_until_it_frees_some() {
     let more = client.alloc(2, 40 * MIB);
     refused(&mut client, more, &said);
     // What is uploaded becomes the buffer's memory, and counts as it did before.
-    let bytes = vec![7; 40 << 20];
-    let copy = [client.copy_in(1, &bytes)];
     for _ in 0..3 {
-        client.batch(&copy, &[&bytes]).ok();
+        client.upload(1, 40 * MIB, &[7; 1 << 20], &mut || {});
     }
     let more = client.alloc(3, 25 * MIB);
     refused(&mut client, more, &said);
     let out = [client.copy_out(1)];
-    assert!(client.batch(&out, &[]).ok() == bytes);
+    assert!(client.batch(&out, &[]).ok() == [7; 40 << 20]);
     free(&mut client, 1);
     allocate(&mut client, 1, 64 * MIB);
     // Another session of the same client has as much.

@@ -1,9 +1,11 @@
 //! Memory, copies, programs, launches.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outboard::device::gpu::Vendor;
-use outboard::device::{Device, DeviceError, Launch, Source, Span};
+use outboard::device::shared::Budget;
+use outboard::device::{Device, DeviceError, Launch, Platform, Quota, Source, Span, Whose};
 
 use crate::rig::*;
 
@@ -252,6 +254,33 @@ fn memory_beyond_the_device_is_refused_and_comes_back() {
         wait_for_all(&mut *device);
         let second = other.alloc(60_000_000).unwrap();
         assert!(read(&mut *other, &second).iter().all(|byte| *byte == 0));
+    });
+}
+
+#[test]
+fn memory_of_one_identity_is_counted_over_its_sessions() {
+    let name = "basics::memory_of_one_identity_is_counted_over_its_sessions";
+    clean_on_fakes(name, &[], |vendor| {
+        let mut rig = Rig::new(vendor);
+        let identity = Arc::new(Budget::of_identity(8 << 20));
+        let quota = Quota::new(6 << 20, Arc::clone(&identity));
+        let mut open = || rig.platform.open_within(0, &quota).unwrap();
+        let (mut device, mut other) = (open(), open());
+        let whose = |error| match error {
+            DeviceError::OverQuota { whose, .. } => whose,
+            error => panic!("{error}"),
+        };
+        let first = device.alloc(5 << 20).unwrap();
+        assert_eq!(whose(device.alloc(2 << 20).unwrap_err()), Whose::Session);
+        assert_eq!(whose(other.alloc(4 << 20).unwrap_err()), Whose::Identity);
+        drop(first);
+        wait_for_all(&mut *device);
+        device.poll(Instant::now());
+        wait_for_all(&mut *device);
+        let second = other.alloc(6 << 20).unwrap();
+        assert_eq!(identity.used(), 6 << 20);
+        drop((second, other, device));
+        assert_eq!(identity.used(), 0);
     });
 }
 
