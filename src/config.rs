@@ -280,6 +280,44 @@ impl ShardLimits {
     pub const TURNED_AWAY_MAX: usize = 64;
 }
 
+/// Limits of errands to other servers. See `shard::peer`.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerLimits {
+    /// How long nothing may be heard of a peer that has something to do: longer than it lets a body
+    /// wait for staging memory, and much less than a client's patience (300 s).
+    pub silence_max: Duration,
+}
+
+impl Default for PeerLimits {
+    fn default() -> Self {
+        PeerLimits { silence_max: Duration::from_secs(90) }
+    }
+}
+
+impl PeerLimits {
+    /// Bytes of one answer. Only errors have any; the Python server's have a trace.
+    pub const ANSWER_BYTES_MAX: u64 = 1 << 20;
+    /// How much of an error is passed on.
+    pub const ANSWER_BYTES_KEPT: usize = 512;
+    /// How often a connection is tried, and how long it is between two: a server that is started
+    /// again is back in less.
+    pub const CONNECT_TRIES: u32 = 4;
+    pub const CONNECT_PAUSE: Duration = Duration::from_millis(250);
+    /// How long one try may take: TCP asks again after 1, 3 and 7 seconds.
+    pub const CONNECT_TIME_MAX: Duration = Duration::from_secs(8);
+    /// Connections of one shard to one peer at once, and as many again for events. Errands beyond
+    /// that wait.
+    pub const CONNECTIONS_PER_LANE_MAX: usize = 4;
+    /// Errands of one batch under way at once.
+    pub const ERRANDS_PER_BATCH_MAX: usize = 64;
+    /// Buffers up to so much together share a request.
+    pub const GROUP_BYTES_MAX: u64 = 1 << 20;
+    /// How long a connection without work is kept.
+    pub const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
+    /// Requests that are sent ahead of their answers.
+    pub const REQUESTS_AHEAD_MAX: usize = 64;
+}
+
 /// Each shard's ring. See `shard::ring`.
 #[derive(Clone, Copy, Debug)]
 pub struct RingLimits {

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use outboard::config::{
-    CacheDir, CompileConfig, CompilerChoice, EngineLimits, HashPolicy, HttpLimits, RdmaConfig,
-    RingLimits, ShardLimits,
+    CacheDir, CompileConfig, CompilerChoice, EngineLimits, HashPolicy, HttpLimits, PeerLimits,
+    RdmaConfig, RingLimits, ShardLimits,
 };
 use outboard::device::gpu::{CudaSource, GpuConfig, GpuPlatform, Vendor, WorkersConfig};
 use outboard::device::platform::{CpuPlatform, PlatformConfig};
 use outboard::device::shared::Budget;
-use outboard::identity::{Access, Network, Rules, TlsFiles};
+use outboard::identity::{Access, Network, PeerRule, Peers, Rules, TlsFiles};
 use outboard::rdma::{Device, DeviceFabric};
 use outboard::shard::{self, Admission, Drain, PlatformMaker, Server};
 use outboard::{check, compile, cores, device};
@@ -115,6 +115,14 @@ struct ServeArgs {
     /// Address to listen on without TLS, beside --listen; may be given several times.
     #[arg(long, value_name = "ADDR:PORT", requires = "tls_cert")]
     listen_plain: Vec<SocketAddr>,
+    /// Another server that clients may have this one send tensors to, spelt as clients spell it;
+    /// FILE holds the token for it; may be given several times [default: servers on loopback,
+    /// while this one listens on loopback alone].
+    #[arg(long, value_name = "HOST:PORT[,token=FILE]")]
+    peer: Vec<PeerRule>,
+    /// Seconds that nothing may be heard of another server before what it was asked for fails.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "90")]
+    peer_timeout: Duration,
     /// Sessions of one identity, of all its connections.
     #[arg(long, value_name = "N",
           default_value_t = EngineLimits::default().sessions_per_identity_max)]
@@ -284,7 +292,9 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let staging_bytes = arguments.staging_memory.unwrap_or_else(|| memory_bytes() / 2);
     let staging = Arc::new(Budget::of_staging(staging_bytes, Arc::clone(&buffers)));
     let (device, platform) = choose_platform(arguments, buffers)?;
-    let mut config = shard_config(arguments, staging, access);
+    let listen = [&arguments.listen[..], &arguments.listen_plain].concat();
+    let peers = Arc::new(Peers::load(&arguments.peer, &listen)?);
+    let mut config = shard_config(arguments, staging, access, peers);
     config.nodes = cores::nodes(Path::new("/sys"), &cores);
     if device == "CPU" {
         config.fabric = choose_fabric(&arguments.rdma)?;
@@ -326,7 +336,12 @@ fn rules(arguments: &ServeArgs) -> Result<Rules, Box<dyn std::error::Error>> {
     Ok(rules)
 }
 
-fn shard_config(arguments: &ServeArgs, staging: Arc<Budget>, access: Arc<Access>) -> shard::Config {
+fn shard_config(
+    arguments: &ServeArgs,
+    staging: Arc<Budget>,
+    access: Arc<Access>,
+    peers: Arc<Peers>,
+) -> shard::Config {
     shard::Config {
         engine: EngineLimits {
             memory_per_identity_bytes_max: arguments.identity_memory.unwrap_or(u64::MAX),
@@ -337,6 +352,8 @@ fn shard_config(arguments: &ServeArgs, staging: Arc<Budget>, access: Arc<Access>
         },
         hash: HashPolicy { verify_sha256: arguments.verify_sha256, ..HashPolicy::default() },
         http: HttpLimits { body_bytes_max: arguments.body_limit, ..HttpLimits::default() },
+        peer: PeerLimits { silence_max: arguments.peer_timeout },
+        peers,
         ring: RingLimits {
             busy_poll: Duration::from_micros(arguments.busy_poll),
             ..RingLimits::default()

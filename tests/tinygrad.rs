@@ -14,7 +14,7 @@ mod support;
 
 use support::Server;
 use support::skip::skip;
-use support::tinygrad::{self, Run, announce, client, report_last_line, script_path};
+use support::tinygrad::{self, Reference, Run, announce, client, report_last_line, script_path};
 
 /// Devices that the client opens on the one server; the files ask for up to six.
 const DEVICES: usize = 6;
@@ -50,6 +50,29 @@ impl Target {
     }
 }
 
+/// A server of a client that has two.
+enum Host {
+    Ours(Server),
+    Reference(Reference),
+}
+
+impl Host {
+    fn new(client: &tinygrad::Client, is_ours: bool) -> Option<Host> {
+        if is_ours {
+            Some(Host::Ours(Server::start()))
+        } else {
+            client.reference().map(Host::Reference)
+        }
+    }
+
+    fn address(&self) -> String {
+        match self {
+            Host::Ours(server) => server.address().to_string(),
+            Host::Reference(reference) => reference.address.clone(),
+        }
+    }
+}
+
 /// Runs a script of `tests/client` on a server.
 fn run_script(
     client: &tinygrad::Client,
@@ -77,6 +100,25 @@ fn suite(file: &str, passing: usize, limit_seconds: u64) {
     let suite = client.suite(file, file, &env, limit_seconds);
     let (run, summary) = (&suite.run, &suite.summary);
     assert!(run.status.success(), "{summary}; {}\n{}", run.status, run.output);
+    assert_eq!(suite.count("passed"), passing, "{summary}\n{}", run.output);
+}
+
+/// Runs one of tinygrad's test files on two hosts, of which each is ours or the client's own server.
+/// Exactly `passing` of its tests must pass, and none may fail but those of `failing`, which fail
+/// on the client's own server alone.
+fn suite_on_two(file: &str, ours: [bool; 2], passing: usize, failing: &[&str]) {
+    let kind = |is_ours| if is_ours { "ours" } else { "reference" };
+    let name = format!("{file}-{}-{}", kind(ours[0]), kind(ours[1]));
+    let Some(client) = client(&name) else { return };
+    let hosts: Option<Vec<Host>> = ours.into_iter().map(|ours| Host::new(client, ours)).collect();
+    let Some(hosts) = hosts else { return skip(&name, "the client's own server cannot run here") };
+    let hosts: Vec<_> = hosts.iter().map(|host| format!("{}*{DEVICES}", host.address())).collect();
+    let hosts = hosts.join(",");
+    let env = [("REMOTE", "1"), ("HOST", hosts.as_str())];
+    let suite = client.suite(&name, file, &env, 900);
+    let (run, summary) = (&suite.run, &suite.summary);
+    let unexpected = suite.failed().filter(|test| !failing.iter().any(|name| test.contains(name)));
+    assert_eq!(unexpected.count(), 0, "{summary}\n{}", run.output);
     assert_eq!(suite.count("passed"), passing, "{summary}\n{}", run.output);
 }
 

@@ -48,6 +48,7 @@ impl Bench {
                     assert!(self.engine.is_over(&wait, self.now), "waits for ever: {wait:?}");
                 }
                 Progress::Forward(home) => unreachable!("one shard is all there is: {home:?}"),
+                Progress::Join | Progress::Peer(_) => unreachable!("one host is all there is"),
             }
         }
     }

@@ -1,5 +1,7 @@
-//! Large copies: 256 MiB in each direction, and one upload of many gigabytes.
+//! Large copies: 256 MiB in each direction, from one server to another, and one upload of many
+//! gigabytes.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use serde_json::json;
@@ -90,6 +92,42 @@ pub(crate) fn measure(client: &mut Client, setting: &Setting, results: &mut Resu
     report("copy_in_256_mib_fresh_gbs", &mut fresh);
     report("copy_out_256_mib_gbs", &mut outward);
     Ok(())
+}
+
+/// One large copy from a server to another, again and again. It is over when the other has it: a
+/// small buffer that it is asked for comes behind it.
+pub(crate) fn transfer(setting: &Setting, to: SocketAddr) -> Result<Results> {
+    let mut near = Client::connect(setting.address, setting.spin)?;
+    let mut far = Client::connect(to, setting.spin)?;
+    let (fill, _, pattern) = requests(&mut near, BULK_BYTES)?;
+    let (near_session, far_session) = (near.session.clone(), far.session.clone());
+    near.prepare_kernel(&near_session)?;
+    far.prepare_kernel(&far_session)?;
+    let (_, read, _) = requests(&mut far, BULK_BYTES)?;
+    near.request(&fill)?;
+    let transfer = near.batch(&list(&[format!(
+        "Transfer(session={near_session}, buffer_num={BUFFER}, dsession={far_session}, \
+         dbuffer_num={BUFFER})"
+    )]));
+    let settle = far.batch(&list(&[client::copy_out(&far_session, 1)]));
+    let mut once = || {
+        let began = Instant::now();
+        near.request(&transfer)?;
+        far.request(&settle)?;
+        Ok(began.elapsed())
+    };
+    let first = once()?.as_secs_f64();
+    let mut times = repeated(setting.counts, once)?;
+    if far.request(&read)? != pattern {
+        return Err("the bytes that came to the other server are not those that were sent".into());
+    }
+    let mut results = Results::new();
+    let mut report = |name: &str, seconds: f64| {
+        results.insert(name.to_owned(), json!(BULK_BYTES as f64 / seconds / 1e9));
+    };
+    report("transfer_256_mib_first_gbs", first);
+    report("transfer_256_mib_gbs", median(&mut times));
+    Ok(results)
 }
 
 /// One blob of many gigabytes into a buffer of that size, read back and compared, while the

@@ -111,6 +111,8 @@ enum Command {
         #[arg(long, default_value_t = 4 << 30)]
         bytes: usize,
     },
+    /// Copy 256 MiB from one server to another.
+    Transfer { address: SocketAddr, to: SocketAddr },
     /// Repeat one kind of request for a while.
     Run {
         #[arg(value_enum)]
@@ -205,6 +207,7 @@ fn main() -> Result<()> {
         Command::Scale { of, address, up_to } => scale::measure(&setting(address), of, up_to)?,
         Command::Connections { address, count } => many::measure(&setting(address), count)?,
         Command::Upload { address, bytes } => bulk::upload(&setting(address), bytes)?,
+        Command::Transfer { address, to } => bulk::transfer(&setting(address), to)?,
         Command::Run { what, address, seconds, announce } => {
             server::run(&setting(address), what, Duration::from_secs_f64(seconds), announce)?
         }

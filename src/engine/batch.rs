@@ -11,7 +11,7 @@ use super::buffer::Buffer;
 use super::graph::{Building, Running, Sorting};
 use super::program::{Compilation, ProgramKey};
 use super::session::{Home, Owner, SessionId};
-use super::{Cause, WaitFor};
+use super::{Cause, Errand, WaitFor, Work};
 use crate::blob::Digest;
 use crate::config::{EngineLimits, WireLimits};
 use crate::device::{Fence, HostBytes, Program, Region, shared};
@@ -159,6 +159,11 @@ pub enum Progress {
     Done(Reply),
     /// The next command is another shard's to do; see [`Batch::forward`].
     Forward(Home),
+    /// Nothing more can be done before all errands are back: tell of each by
+    /// [`Batch::came_back`].
+    Join,
+    /// Another server's part of a command. The batch goes on meanwhile.
+    Peer(Errand),
     /// The slice of time is used up; let others run, then come back.
     Pause,
     Wait(WaitFor),
@@ -175,6 +180,17 @@ pub(super) enum Pending {
     GraphRun(Box<Running>),
     GraphSort(Box<Sorting>),
     Load { session: SessionId, key: ProgramKey, program: Program, fence: Fence },
+}
+
+/// What kind of sender a batch has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sender {
+    #[default]
+    Client,
+    /// Another server, which opens no sessions and may do little to those that are there.
+    Peer,
+    /// The same, and it may name sessions of every identity: it works for clients of its own.
+    PeerOfAll,
 }
 
 /// What becomes of a command's output.
@@ -197,6 +213,7 @@ pub struct Batch<'t> {
     pub(super) blobs: Blobs,
     pub(super) owner: Owner,
     pub(super) identity: Identity,
+    pub(super) sender: Sender,
     pub(super) next: usize,
     pub(super) pending: Option<Pending>,
     /// Compilations begun ahead of their commands, by device index and source.
@@ -212,6 +229,10 @@ pub struct Batch<'t> {
     output: Output,
     failure: Option<Failure>,
     failures_more: usize,
+    /// Errands that are not back.
+    errands: usize,
+    /// Whether one of them reads memory that the next command may change.
+    is_read: bool,
 }
 
 #[derive(Debug)]
@@ -265,6 +286,7 @@ impl<'t> Batch<'t> {
             blobs,
             owner,
             identity: Identity::default(),
+            sender: Sender::Client,
             next: 0,
             pending: None,
             compiling: HashMap::new(),
@@ -275,6 +297,8 @@ impl<'t> Batch<'t> {
             output: Output::Empty,
             failure: None,
             failures_more: 0,
+            errands: 0,
+            is_read: false,
         }
     }
 
@@ -284,7 +308,13 @@ impl<'t> Batch<'t> {
         Batch { identity, ..self }
     }
 
-    /// Who sent it.
+    /// Says that another server sent it.
+    #[must_use]
+    pub fn of_peer(self, sender: Sender) -> Batch<'t> {
+        Batch { sender, ..self }
+    }
+
+    /// Who sent it; of what a peer of all sends, who its last session belongs to.
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.identity
@@ -391,13 +421,43 @@ impl<'t> Batch<'t> {
     }
 
     pub(super) fn fail(&mut self, cause: Cause) {
-        let command = self.commands.get(self.next).map_or("", |command| command.name());
-        match self.failure {
-            Some(_) => self.failures_more += 1,
-            None => self.failure = Some(Failure { index: self.next, command, cause }),
-        }
+        self.note_failure(self.next, cause);
         self.forget_compilation();
         self.next += 1;
+    }
+
+    /// The failure of the first command counts, whichever is known first.
+    fn note_failure(&mut self, index: usize, cause: Cause) {
+        let command = self.commands.get(index).map_or("", |command| command.name());
+        if self.failure.is_some() {
+            self.failures_more += 1;
+        }
+        if self.failure.as_ref().is_none_or(|first| index < first.index) {
+            self.failure = Some(Failure { index, command, cause });
+        }
+    }
+
+    /// The next command becomes an errand; the one behind it is next.
+    pub(super) fn begin_errand(&mut self, host: String, work: Work) -> Errand {
+        let index = self.next;
+        self.is_read |= matches!(work, Work::Copies(_));
+        self.errands += 1;
+        self.next += 1;
+        Errand { index, host, work }
+    }
+
+    /// Whether nothing more can be done before errands are back.
+    pub(super) fn waits_for_errands(&self) -> bool {
+        self.errands > 0 && (self.is_read || self.next >= self.commands.len())
+    }
+
+    /// What an errand came to.
+    pub fn came_back(&mut self, index: usize, outcome: Result<(), Cause>) {
+        self.errands -= 1;
+        self.is_read &= self.errands > 0;
+        if let Err(cause) = outcome {
+            self.note_failure(index, cause);
+        }
     }
 
     /// Makes room for the next compilation ahead, once a program's own is used.

@@ -59,10 +59,25 @@ pub enum Cause {
     Limit { what: &'static str, limit: usize },
     #[error("{what} was not made: {cause}")]
     Missing { what: &'static str, cause: Rc<Cause> },
-    #[error("{command} to another host is not supported by this server yet")]
-    NoPeers { command: &'static str },
     #[error("{command}: this server has no RDMA, which its properties say with ib_gid=None")]
     NoRdma { command: &'static str },
+    #[error(
+        "a BatchTransfer names {sources} sources and {destinations} destinations: each needs its \
+         own"
+    )]
+    Pairs { sources: usize, destinations: usize },
+    #[error("the destinations of a BatchTransfer have to be of one host")]
+    PairsApart,
+    /// Another server, in words that name what went wrong.
+    #[error("{command} is not what one server asks of another")]
+    OfPeer { command: &'static str },
+    #[error("peer {host}: {why}")]
+    Peer { host: String, why: String },
+    #[error(
+        "this server does not connect to {host:?}: start it with --peer HOST:PORT, spelt as \
+         clients spell it"
+    )]
+    PeerUnknown { host: String },
     #[error("program {name} has no source text: {why}")]
     ProgramText { name: String, why: &'static str },
     #[error("unknown program ({name}, {digest}): it was never allocated, or it was freed")]

@@ -1,7 +1,7 @@
 //! Events: a flag that one session sets after its work, and another waits for.
 //!
 //! Between devices of this host nobody stops: setting notes a point in the setter's queue, waiting
-//! queues a wait for that point.
+//! queues a wait for that point. Events of other hosts are `peer`'s.
 
 use std::time::Instant;
 
@@ -27,7 +27,7 @@ impl Engine {
         c: &command::Event<'_>,
     ) -> Result<Step, Stop> {
         if c.event_session.host != self.get(at)?.host() {
-            return Err(Cause::NoPeers { command: "Event" }.into());
+            return self.event_of_peer(at, c);
         }
         let to = self.other_session(at, &c.event_session)?;
         let limit = self.limits.events_per_session_max;

@@ -10,7 +10,8 @@
 //!
 //! Reading order: this file (the one `match` over commands), `batch` (a batch under way), `session`
 //! (the table of sessions), `tenant` (what one identity has), then a file per kind of resource:
-//! `buffer`, `program`, `graph`, `event`, `transfer`, `rdma`; `cause` has every way to fail.
+//! `buffer`, `program`, `graph`, `event`, `transfer`, `rdma`; `peer`, what other servers are asked
+//! for; `cause` has every way to fail.
 #![forbid(unsafe_code)]
 
 mod batch;
@@ -18,6 +19,7 @@ mod buffer;
 mod cause;
 mod event;
 mod graph;
+mod peer;
 mod program;
 mod rdma;
 mod session;
@@ -29,8 +31,9 @@ mod transfer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reading, Reply, Rest};
+pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reading, Reply, Rest, Sender};
 pub use cause::Cause;
+pub use peer::{Errand, Parcel, Work};
 pub use session::{Directory, Home, Owner, SessionId};
 pub use tenant::{Seat, Tenant};
 
@@ -76,6 +79,11 @@ impl<C: Into<Cause>> From<C> for Stop {
 /// What a command came to.
 enum Step {
     Done(Output),
+    /// The rest of the command is another server's; the batch goes on.
+    Peer {
+        host: String,
+        work: Work,
+    },
     /// The command has begun; `Pending` says how it ends.
     Wait(WaitFor, Pending),
     /// The command has begun and could go on, but it is others' turn.
@@ -186,7 +194,11 @@ impl Engine {
                 {
                     continue;
                 }
-                Progress::Forward(_) | Progress::Pause | Progress::Wait(_) => {}
+                Progress::Forward(_)
+                | Progress::Join
+                | Progress::Pause
+                | Progress::Peer(_)
+                | Progress::Wait(_) => {}
             }
             return progress;
         }
@@ -198,13 +210,20 @@ impl Engine {
             *left = fewer;
             let outcome = match batch.pending.take() {
                 Some(pending) => self.resume(pending, batch, now),
+                None if batch.waits_for_errands() => return Progress::Join,
                 None if batch.next >= batch.commands.len() => {
                     return Progress::Done(batch.finish());
                 }
-                None => self.session_of(batch).and_then(|at| self.apply(at, batch, now)),
+                None => self
+                    .check_sender(batch)
+                    .and_then(|()| self.session_of(batch))
+                    .and_then(|at| self.apply(at, batch, now)),
             };
             match outcome {
                 Ok(Step::Done(output)) => batch.succeed(output),
+                Ok(Step::Peer { host, work }) => {
+                    return Progress::Peer(batch.begin_errand(host, work));
+                }
                 Ok(Step::Wait(wait, pending)) => {
                     batch.pending = Some(pending);
                     return Progress::Wait(wait);
@@ -236,7 +255,14 @@ impl Engine {
         {
             return Ok(known);
         }
-        let id = self.session(batch.identity, key, batch.owner)?;
+        let id = match batch.sender {
+            Sender::Client => self.session(batch.identity, key, batch.owner)?,
+            Sender::Peer => self.session_for_peer(batch.identity, key)?,
+            Sender::PeerOfAll => {
+                batch.identity = self.sessions.identity_of(key).unwrap_or(batch.identity);
+                self.session_for_peer(batch.identity, key)?
+            }
+        };
         batch.sessions[index] = Some(id);
         Ok(id)
     }
@@ -249,7 +275,7 @@ impl Engine {
             None => return DONE,
         };
         match command {
-            Command::BatchTransfer(_) => self.unsupported_peer("BatchTransfer"),
+            Command::BatchTransfer(c) => self.batch_transfer(at, c),
             Command::BufferAlloc(c) => self.buffer_alloc(at, c),
             Command::BufferFree(c) => self.buffer_free(at, c.buffer),
             Command::BufferIovas(c) => self.buffer_iovas(at, c),
@@ -385,10 +411,6 @@ impl Engine {
         self.sessions.end(at);
         self.rdma.end_of_sessions(&self.sessions);
         DONE
-    }
-
-    fn unsupported_peer(&self, command: &'static str) -> Result<Step, Stop> {
-        Err(Cause::NoPeers { command }.into())
     }
 
     /// That the work at `fence` was done, not lost.

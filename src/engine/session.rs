@@ -70,6 +70,17 @@ impl hashbrown::Equivalent<Name> for Wanted<'_, '_> {
     }
 }
 
+/// A key alone, borrowed.
+#[derive(Hash)]
+struct WantedKey<'n, 'k>(&'n SessionKey<'k>);
+
+impl hashbrown::Equivalent<SessionKey<'static>> for WantedKey<'_, '_> {
+    fn equivalent(&self, key: &SessionKey<'static>) -> bool {
+        let key: &SessionKey<'_> = key;
+        self.0 == key
+    }
+}
+
 /// What [`Directory::claim`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Claim {
@@ -91,12 +102,14 @@ struct Homes {
     /// How many sessions each identity has that has any.
     counts: Map<Identity, usize>,
     tenants: Map<Identity, Arc<Tenant>>,
+    /// Whose sessions have a key: one identity's, unless somebody knows another's key.
+    owners: Map<SessionKey<'static>, Vec<Identity>>,
 }
 
 impl Directory {
     /// Makes `home` the home of the session unless it has one, or its identity has `limit` others.
     fn claim(&self, name: &Name, home: Home, limit: usize) -> Claim {
-        let Homes { homes, counts, .. } = &mut *self.lock();
+        let Homes { homes, counts, owners, .. } = &mut *self.lock();
         match homes.get(name) {
             Some(theirs) if *theirs != home => return Claim::Theirs(*theirs),
             Some(_) => return Claim::Ours,
@@ -104,6 +117,7 @@ impl Directory {
             None => {}
         }
         *counts.entry(name.0).or_default() += 1;
+        owners.entry(name.1.clone()).or_default().push(name.0);
         homes.insert(name.clone(), home);
         Claim::Ours
     }
@@ -131,10 +145,24 @@ impl Directory {
         self.lock().homes.get(&wanted).copied()
     }
 
+    /// Whose session this is, if there is but one of that key.
+    fn identity_of(&self, key: &SessionKey<'_>) -> Option<Identity> {
+        match self.lock().owners.get(&WantedKey(key))?[..] {
+            [identity] => Some(identity),
+            _ => None,
+        }
+    }
+
     fn forget(&self, name: &Name) {
-        let Homes { homes, counts, .. } = &mut *self.lock();
+        let Homes { homes, counts, owners, .. } = &mut *self.lock();
         if homes.remove(name).is_none() {
             return;
+        }
+        if let Some(identities) = owners.get_mut(&name.1) {
+            identities.retain(|identity| *identity != name.0);
+            if identities.is_empty() {
+                owners.remove(&name.1);
+            }
         }
         if let Some(count) = counts.get_mut(&name.0) {
             *count -= 1;
@@ -220,6 +248,15 @@ impl Session {
     /// Whose it is.
     pub(super) fn identity(&self) -> Identity {
         self.name.0
+    }
+
+    pub(super) fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// What its device has been given so far, if that is anything.
+    pub(super) fn last(&self) -> Option<(SessionId, Fence)> {
+        Some((self.id, self.device.as_ref()?.last()))
     }
 
     /// How the client reaches this server.
@@ -385,6 +422,11 @@ impl Sessions {
         self.directory.find(Wanted(identity, key)).is_none()
     }
 
+    /// Whose session this is, on whichever shard, if there is but one of that key.
+    pub(super) fn identity_of(&self, key: &SessionKey<'_>) -> Option<Identity> {
+        self.directory.identity_of(key)
+    }
+
     /// The other shard on which a session lives.
     fn elsewhere(&self, wanted: Wanted<'_, '_>) -> Option<Home> {
         self.directory.find(wanted).filter(|home| *home != self.home)
@@ -487,6 +529,20 @@ impl Engine {
             return Err(Cause::Limit { what: "sessions", limit }.into());
         }
         self.sessions.begin(wanted, owner, self.limits.sessions_per_identity_max)
+    }
+
+    /// The session that another server names, which opens none.
+    pub(super) fn session_for_peer(
+        &self,
+        identity: Identity,
+        key: &SessionKey<'_>,
+    ) -> Result<SessionId, Stop> {
+        let wanted = Wanted(identity, key);
+        match (self.sessions.find(wanted), self.sessions.elsewhere(wanted)) {
+            (Some(id), _) => Ok(id),
+            (None, Some(home)) => Err(Stop::Forward(home)),
+            (None, None) => Err(Cause::SessionUnknown { index: key.idx }.into()),
+        }
     }
 
     /// A session that a command names beside its own, which is `at`: it has to exist, on this

@@ -13,7 +13,7 @@ impl Engine {
         c: &command::Transfer<'_>,
     ) -> Result<Step, Stop> {
         if c.destination_session.host != self.get(at)?.host() {
-            return Err(Cause::NoPeers { command: "Transfer" }.into());
+            return self.transfer_to_peer(at, c);
         }
         let to_id = self.other_session(at, &c.destination_session)?;
         let from = self.device(at)?.buffer(c.source)?.clone();

@@ -197,6 +197,8 @@ pub(super) struct Head<'a> {
 pub(super) struct Fields<'a> {
     pub(super) authorization: Option<&'a [u8]>,
     pub(super) digest: Option<&'a [u8]>,
+    /// Whether `Outboard-Peer` is there, whatever it says.
+    pub(super) is_peer: bool,
     pub(super) wire_version: Option<&'a [u8]>,
     pub(super) content_bytes: Option<u64>,
     /// Whether the body comes in chunks.
@@ -302,6 +304,10 @@ impl<'a> Fields<'a> {
         if is("outboard-digest") {
             return set_once(&mut self.digest, value, "outboard-digest");
         }
+        if is("outboard-peer") {
+            self.is_peer = true;
+            return Ok(());
+        }
         if is("outboard-wire") {
             return set_once(&mut self.wire_version, value, "outboard-wire");
         }
@@ -366,7 +372,7 @@ fn set_once<T>(slot: &mut Option<T>, value: T, name: &'static str) -> Result<(),
 }
 
 /// One or more decimal digits that fit 64 bits; no sign, no space, no list.
-fn decimal(text: &[u8]) -> Option<u64> {
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
     }
@@ -377,7 +383,7 @@ fn decimal(text: &[u8]) -> Option<u64> {
 }
 
 /// The members of a comma-separated list, empty ones left out (RFC 9110 section 5.6.1).
-fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 

@@ -30,15 +30,18 @@
 //! client is not still waiting for `100 Continue`; that rest is then dropped. Everything else
 //! closes it. The same rule holds when the caller answers before a body is complete.
 //!
-//! Reading order: `connection`, `head`, `route`, `chunked`, `response`.
+//! Reading order: `connection`, `head`, `route`, `chunked`, `response`; `reply`, the other side: what
+//! another server answers to this one.
 
 #![forbid(unsafe_code)]
 
 mod chunked;
 mod connection;
 mod head;
+mod reply;
 mod response;
 mod route;
 
 pub use connection::{BodyLength, Connection, DISCARD_BYTES_MAX, Event, Phase, Request, Step};
+pub use reply::{Replies, ReplyError, ReplyEvent};
 pub use response::{Reason, Refusal, Status};

@@ -9,11 +9,13 @@
 //! of it; to keep two hosts of it apart, each is trusted on its own as well, and the narrowest
 //! network that an address is in decides.
 //!
-//! Reading order: this file, `network`, `tokens`, `certificates`.
+//! Reading order: this file, `network`, `tokens`, `certificates`; `peers`, the other direction: whom
+//! this server goes to, and as whom.
 #![forbid(unsafe_code)]
 
 mod certificates;
 mod network;
+mod peers;
 mod tokens;
 
 use std::fmt;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 
 pub use certificates::{TlsError, TlsFiles};
 pub use network::{Network, NetworkError};
+pub use peers::{Peer, PeerError, PeerRule, Peers};
 use tokens::Tokens;
 pub use tokens::{TokenError, TokenFileError};
 
@@ -194,6 +197,13 @@ impl Access {
     #[must_use]
     pub fn may_be_several(&self) -> bool {
         self.loopback.is_none() || !self.trusted.is_empty()
+    }
+
+    /// Whether an identity is another server's, which works for clients of its own and names their
+    /// sessions.
+    #[must_use]
+    pub fn is_peer(&self, identity: Identity) -> bool {
+        self.tokens.as_ref().is_some_and(|tokens| tokens.is_peer(identity))
     }
 
     /// How many tokens are known.

@@ -1,11 +1,12 @@
-//! The file of tokens: `NAME TOKEN`, one identity on each line, `#` comments.
+//! The file of tokens: `NAME TOKEN`, one identity on each line, `#` comments. A third word, `peer`,
+//! says that it is another server.
 //!
 //! Tokens are not kept: what is kept of each is its BLAKE3 under a key that is drawn when the file
 //! is read. So the time that a look-up takes says nothing about how much of a token was right, and
 //! the server's memory holds none to be read. A comparison in constant time of the tokens
 //! themselves would take a look at each of them, and tell their lengths.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -19,6 +20,7 @@ use crate::config::AccessLimits;
 pub(super) struct Tokens {
     key: [u8; 32],
     known: HashMap<blake3::Hash, Identity>,
+    peers: HashSet<Identity>,
 }
 
 /// Why a file of tokens is refused.
@@ -47,7 +49,7 @@ pub enum TokenError {
         "a token may have letters, digits and -._~+/= only: make one with openssl rand -hex 32"
     )]
     Characters,
-    #[error("a line is NAME TOKEN, with a space between the two")]
+    #[error("a line is NAME TOKEN, with a space between the two, or NAME TOKEN peer")]
     Form,
     #[error("the name {name:?} is that of line {first}: give each identity one line")]
     NameRepeated { name: String, first: usize },
@@ -67,21 +69,7 @@ pub enum TokenError {
 impl Tokens {
     /// Reads a file.
     pub(super) fn load(path: &Path) -> Result<Tokens, TokenFileError> {
-        let refused = |cause| TokenFileError::Io { path: path.to_owned(), cause };
-        let file = File::open(path).map_err(refused)?;
-        // Of the file that is open, so that another cannot take its place in between.
-        let metadata = file.metadata().map_err(refused)?;
-        let bytes_max = AccessLimits::TOKEN_FILE_BYTES_MAX;
-        if !metadata.is_file() || metadata.len() > bytes_max {
-            return Err(TokenFileError::NotAFile { path: path.to_owned(), bytes_max });
-        }
-        let mode = metadata.mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(TokenFileError::Mode { path: path.to_owned(), mode });
-        }
-        let mut text = String::new();
-        file.take(bytes_max).read_to_string(&mut text).map_err(refused)?;
-        let tokens = Tokens::parse(&text).map_err(|(line, cause)| TokenFileError::Line {
+        let tokens = Tokens::parse(&read(path)?).map_err(|(line, cause)| TokenFileError::Line {
             path: path.to_owned(),
             line,
             cause,
@@ -97,14 +85,14 @@ impl Tokens {
         let mut key = [0; 32];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())
             .expect("the kernel has random bytes for whoever waits");
-        let mut tokens = Tokens { key, known: HashMap::new() };
+        let mut tokens = Tokens { key, known: HashMap::new(), peers: HashSet::new() };
         let (mut names, mut lines) = (HashMap::new(), HashMap::new());
         for (index, line) in text.lines().enumerate() {
             let (number, line) = (index + 1, line.trim());
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let (name, token) = read_line(line).map_err(|cause| (number, cause))?;
+            let (name, token, is_peer) = read_line(line).map_err(|cause| (number, cause))?;
             if let Some(first) = names.insert(name, number) {
                 let name = name.to_owned();
                 return Err((number, TokenError::NameRepeated { name, first }));
@@ -113,13 +101,21 @@ impl Tokens {
             if let Some(first) = lines.insert(hash, number) {
                 return Err((number, TokenError::TokenRepeated { first }));
             }
-            tokens.known.insert(hash, Identity::of(Space::Token, &name));
+            let identity = Identity::of(Space::Token, &name);
+            tokens.known.insert(hash, identity);
+            if is_peer {
+                tokens.peers.insert(identity);
+            }
         }
         Ok(tokens)
     }
 
     pub(super) fn len(&self) -> usize {
         self.known.len()
+    }
+
+    pub(super) fn is_peer(&self, identity: Identity) -> bool {
+        self.peers.contains(&identity)
     }
 
     /// Whose token this is.
@@ -132,10 +128,41 @@ impl Tokens {
     }
 }
 
-/// The name and the token of a line.
-fn read_line(line: &str) -> Result<(&str, &str), TokenError> {
+/// The text of a file that nobody but its owner can read.
+fn read(path: &Path) -> Result<String, TokenFileError> {
+    let refused = |cause| TokenFileError::Io { path: path.to_owned(), cause };
+    let file = File::open(path).map_err(refused)?;
+    // Of the file that is open, so that another cannot take its place in between.
+    let metadata = file.metadata().map_err(refused)?;
+    let bytes_max = AccessLimits::TOKEN_FILE_BYTES_MAX;
+    if !metadata.is_file() || metadata.len() > bytes_max {
+        return Err(TokenFileError::NotAFile { path: path.to_owned(), bytes_max });
+    }
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(TokenFileError::Mode { path: path.to_owned(), mode });
+    }
+    let mut text = String::new();
+    file.take(bytes_max).read_to_string(&mut text).map_err(refused)?;
+    Ok(text)
+}
+
+/// The one token that a file holds, of a server that shows it to others.
+pub(super) fn load_token(path: &Path) -> Result<String, TokenFileError> {
+    let text = read(path)?;
+    let token = text.trim();
+    match check_token(token) {
+        Ok(()) => Ok(token.to_owned()),
+        Err(cause) => Err(TokenFileError::Line { path: path.to_owned(), line: 1, cause }),
+    }
+}
+
+/// The name and the token of a line, and whether they are another server's.
+fn read_line(line: &str) -> Result<(&str, &str, bool), TokenError> {
     let mut words = line.split_ascii_whitespace();
-    let (Some(name), Some(token), None) = (words.next(), words.next(), words.next()) else {
+    let (name, token, kind) = (words.next(), words.next(), words.next());
+    let (Some(name), Some(token), None | Some("peer"), None) = (name, token, kind, words.next())
+    else {
         return Err(TokenError::Form);
     };
     let bytes_max = AccessLimits::NAME_BYTES_MAX;
@@ -143,6 +170,11 @@ fn read_line(line: &str) -> Result<(&str, &str), TokenError> {
     if name.len() > bytes_max || !name.bytes().all(is_name) {
         return Err(TokenError::Name { bytes_max });
     }
+    check_token(token)?;
+    Ok((name, token, kind.is_some()))
+}
+
+fn check_token(token: &str) -> Result<(), TokenError> {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
     if !token.bytes().all(is_token) {
         return Err(TokenError::Characters);
@@ -151,7 +183,7 @@ fn read_line(line: &str) -> Result<(&str, &str), TokenError> {
     match token.len() {
         bytes if bytes < bytes_min => Err(TokenError::TooShort { bytes_min }),
         bytes if bytes > bytes_max => Err(TokenError::TooLong { bytes_max }),
-        _ => Ok((name, token)),
+        _ => Ok(()),
     }
 }
 

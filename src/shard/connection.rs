@@ -9,7 +9,7 @@ use std::io;
 use std::ops;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::debug;
 
@@ -17,10 +17,13 @@ use super::Shard;
 use super::body::{Body, BodyError, Direct, Text};
 use super::completion::{Cancel, Gone};
 use super::io::{Detached, Handle, Received, Socket};
+use super::peer::Errands;
 use crate::blob::Hash;
 use crate::config::HashPolicy;
 use crate::device::shared::Heap;
-use crate::engine::{Batch, Blobs, Cause, Home, Output, Owner, Progress, Reading, Reply, Seat};
+use crate::engine::{
+    Batch, Blobs, Cause, Home, Output, Owner, Progress, Reading, Reply, Seat, Sender,
+};
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
 use crate::identity::{Denied, Identity};
 use crate::wire::{WireError, reply};
@@ -131,6 +134,15 @@ impl Unreadable {
     }
 }
 
+/// Why an output was not sent, all of it.
+#[derive(Debug)]
+pub(super) enum Unsent {
+    Io(io::Error),
+    Output(Unreadable),
+    /// The other end took nothing for so long.
+    Silent(Duration),
+}
+
 impl From<Gone> for Unreadable {
     fn from(Gone: Gone) -> Unreadable {
         Unreadable::Gone
@@ -157,6 +169,8 @@ struct Connection {
     /// Who sent the last request, or is known to be there before one; nobody where that is not
     /// known, or has too many connections.
     seat: Option<Seat>,
+    /// Whether it said that it is a server.
+    is_peer: bool,
     http: http::Connection,
     input: Input,
     /// Whether it may still move to another shard, as before its first reply.
@@ -213,6 +227,7 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
     let mut connection = Connection {
         known,
         seat: None,
+        is_peer: false,
         http: http::Connection::new(shard.config.http),
         input: Input::default(),
         may_move: shard.nodes.differ(),
@@ -324,10 +339,7 @@ impl Connection {
     /// Runs a batch, unless it is another shard's to run or the client goes away meanwhile.
     async fn run(&mut self, text: &[u8], blobs: Blobs) -> Result<(Status, Output), Unanswered> {
         let mut batch = match self.parse(text, blobs).await {
-            Ok(batch) => match &self.seat {
-                Some(seat) => batch.of_identity(seat.identity()),
-                None => batch,
-            },
+            Ok(batch) => self.introduce(batch),
             Err(error) => {
                 let message = format!("bad command text: {error}");
                 let text = reply::RemoteException { message: &message }.to_string();
@@ -362,6 +374,18 @@ impl Connection {
         Ok(engine.borrow_mut().batch(parsing, blobs, self.owner))
     }
 
+    /// Says of a batch who has sent it.
+    fn introduce<'t>(&self, batch: Batch<'t>) -> Batch<'t> {
+        let Some(seat) = &self.seat else { return batch };
+        let identity = seat.identity();
+        let batch = batch.of_identity(identity);
+        match self.shard.access.borrow().is_peer(identity) {
+            true => batch.of_peer(Sender::PeerOfAll),
+            false if self.is_peer => batch.of_peer(Sender::Peer),
+            false => batch,
+        }
+    }
+
     async fn respond(&mut self, status: Status, output: Output) -> io::Result<()> {
         self.may_move = false;
         if self.shard.draining.get() {
@@ -384,38 +408,15 @@ impl Connection {
         if self.input.is_empty() { Ok(()) } else { self.socket.flush().await }
     }
 
-    /// Sends an output that is not copied. What the server does not see yet is read meanwhile.
+    /// Sends an output that is not copied.
     async fn send(&mut self, output: Output) -> io::Result<()> {
-        let shard = Rc::clone(&self.shard);
-        let limits = &shard.config.shard;
-        let mut output = output;
-        loop {
-            let rest = output.take_rest();
-            let reading = rest.map(|rest| shard.engine.borrow_mut().read_on(rest)).transpose();
-            let reading = reading.map_err(|cause| Unreadable::Failed(cause).as_io())?;
-            let piece = Rc::new(output);
-            let (mut start, length) = (0, piece.as_bytes().len());
-            while start < length {
-                let end = start.saturating_add(self.piece(limits.send_piece_bytes)).min(length);
-                self.socket.send_output(&piece, start..end, limits.zero_copy_bytes_min).await?;
-                start = end;
-            }
-            drop(piece);
-            let Some(reading) = reading else { return Ok(()) };
-            let read = shard.read(&self.entry.cancel, reading).await;
-            output = read.map_err(|error| error.as_io())?;
-        }
-    }
-
-    /// What is sent or received in one go, of `bytes` at most: less where others wait meanwhile.
-    fn piece(&self, bytes: usize) -> usize {
-        let limits = &self.shard.config.shard;
-        let (now, time) = (Instant::now(), limits.crowd_time);
-        if self.shard.crowd.has_others(self.owner, now, time) {
-            bytes.min(limits.crowd_piece_bytes)
-        } else {
-            bytes
-        }
+        let (shard, owner, socket) = (Rc::clone(&self.shard), self.owner, &mut self.socket);
+        let sent = shard.send_output(socket, owner, &self.entry.cancel, output, None).await;
+        sent.map_err(|unsent| match unsent {
+            Unsent::Io(error) => error,
+            Unsent::Output(error) => error.as_io(),
+            Unsent::Silent(_) => io::ErrorKind::TimedOut.into(),
+        })
     }
 
     /// Receives the next request, whole.
@@ -430,10 +431,12 @@ impl Connection {
             match step.event {
                 Event::Request(request) => {
                     let (length, expects_continue) = (request.body, request.expects_continue);
-                    let hash = hash_of(&self.shard.config.hash, request.digest);
+                    let is_peer = request.is_peer;
+                    let hash = hash_of(&self.shard.config.hash, request.digest, is_peer);
                     let access = &self.shard.access;
                     let identity = access.borrow().of_request(request.authorization, self.known);
                     self.input.consume(consumed);
+                    self.is_peer = is_peer;
                     match identity {
                         Ok(identity) if self.sit(identity) => {}
                         Ok(_) => return Ok(self.crowded()),
@@ -470,7 +473,7 @@ impl Connection {
         let staging = self.entry.staging.borrow().clone();
         let mut body = Body::new(&shard.config, &staging, length, hash);
         loop {
-            let slice_bytes = self.piece(shard.config.shard.io_slice_bytes);
+            let slice_bytes = shard.piece(self.owner, shard.config.shard.io_slice_bytes);
             if let Err(error) = self.find_room(&mut body).await {
                 return Ok(bad_body(&error));
             }
@@ -654,10 +657,15 @@ impl Connection {
     }
 }
 
-/// What the names of a request's blobs are checked as, given the value of `Outboard-Digest`.
-fn hash_of(policy: &HashPolicy, said: Option<&[u8]>) -> Result<Option<Hash>, String> {
+/// What the names of a request's blobs are checked as, given the value of `Outboard-Digest`. A peer
+/// that says nothing has numbered them.
+fn hash_of(
+    policy: &HashPolicy,
+    said: Option<&[u8]>,
+    is_peer: bool,
+) -> Result<Option<Hash>, String> {
     match said {
-        None => Ok(policy.verify_sha256.then_some(Hash::Sha256)),
+        None => Ok((policy.verify_sha256 && !is_peer).then_some(Hash::Sha256)),
         Some(name) => Hash::named(name).map(Some).ok_or_else(|| {
             let name = name.escape_ascii();
             format!("outboard-digest: {name} is not known; use blake3 or sha256\n")
@@ -690,6 +698,54 @@ impl Shard {
         Ok(shown.or_else(|| access.of_address(peer?)))
     }
 
+    /// What is sent or received for `owner` in one go, of `bytes` at most: less where others wait
+    /// meanwhile.
+    fn piece(&self, owner: Owner, bytes: usize) -> usize {
+        let limits = &self.config.shard;
+        match self.crowd.has_others(owner, Instant::now(), limits.crowd_time) {
+            true => bytes.min(limits.crowd_piece_bytes),
+            false => bytes,
+        }
+    }
+
+    /// Sends what is corked, and then an output for `owner`. What the server does not see yet is read
+    /// meanwhile. With `pause_max`, no piece may take longer.
+    pub(super) async fn send_output(
+        &self,
+        socket: &mut Socket,
+        owner: Owner,
+        cancel: &Cancel,
+        output: Output,
+        pause_max: Option<Duration>,
+    ) -> Result<(), Unsent> {
+        let limits = &self.config.shard;
+        let mut output = output;
+        loop {
+            let rest = output.take_rest();
+            let reading = rest.map(|rest| self.engine.borrow_mut().read_on(rest)).transpose();
+            let reading = reading.map_err(|cause| Unsent::Output(cause.into()))?;
+            let piece = Rc::new(output);
+            let (mut start, length) = (0, piece.as_bytes().len());
+            while start < length {
+                let bytes = self.piece(owner, limits.send_piece_bytes);
+                let end = start.saturating_add(bytes).min(length);
+                let send = socket.send_output(&piece, start..end, limits.zero_copy_bytes_min);
+                match pause_max {
+                    None => send.await,
+                    Some(pause_max) => {
+                        let sent = self.reactor.within(pause_max, send).await;
+                        sent.ok_or(Unsent::Silent(pause_max))?
+                    }
+                }
+                .map_err(Unsent::Io)?;
+                start = end;
+            }
+            drop(piece);
+            let Some(reading) = reading else { return Ok(()) };
+            output = self.read(cancel, reading).await.map_err(Unsent::Output)?;
+        }
+    }
+
     /// Waits until a part of an output can be seen.
     pub(super) async fn read(
         &self,
@@ -706,6 +762,7 @@ impl Shard {
         cancel: &Cancel,
         batch: &mut Batch<'_>,
     ) -> Result<Reply, Gone> {
+        let mut errands = Errands::default();
         loop {
             let events_set = self.engine.borrow().events_set();
             let progress = self.engine.borrow_mut().advance(batch, Instant::now());
@@ -720,7 +777,9 @@ impl Shard {
                     return Ok(reply);
                 }
                 Progress::Forward(home) => self.forward(cancel, batch, home).await?,
+                Progress::Join => errands.join(cancel, batch).await?,
                 Progress::Pause => self.reactor.turn().await,
+                Progress::Peer(errand) => errands.begin(self, cancel, batch, errand).await?,
                 Progress::Wait(wait) => self.wait(cancel, &wait).await?,
             }
         }

@@ -122,6 +122,19 @@ impl Reactor {
         Sleep { reactor: Rc::clone(self), key: (Instant::now() + time, number) }
     }
 
+    /// What comes of `work`, unless it takes longer than `time_max`.
+    pub(super) async fn within<F: Future>(
+        self: &Rc<Self>,
+        time_max: Duration,
+        work: F,
+    ) -> Option<F::Output> {
+        let patience = async {
+            self.sleep(time_max).await;
+            None
+        };
+        futures_lite::future::or(async { Some(work.await) }, patience).await
+    }
+
     /// Lets every other task of this shard that can run, and every socket, have its turn.
     ///
     /// A task that always has work gives up the core here; merely yielding would not let the ring

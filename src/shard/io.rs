@@ -111,6 +111,21 @@ impl Listener {
     }
 }
 
+/// Connects to another server.
+pub(super) async fn connect(
+    reactor: &Rc<Reactor>,
+    address: SocketAddr,
+    keepalive_idle: Duration,
+) -> io::Result<Socket> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive_idle))?;
+    let fd = Rc::new(OwnedFd::from(socket));
+    reactor.ring().connect(&fd, address).await.result?;
+    let copies = address.ip().to_canonical().is_loopback();
+    Ok(Socket { peer: Some(address.ip()), ..Socket::new(reactor, fd, !copies) })
+}
+
 /// A connection.
 pub(super) struct Socket {
     reactor: Rc<Reactor>,
@@ -174,10 +189,14 @@ impl Deref for Received {
 }
 
 impl Socket {
-    pub(super) fn new(reactor: &Rc<Reactor>, fd: OwnedFd, sends_in_place: bool) -> Socket {
+    pub(super) fn new(
+        reactor: &Rc<Reactor>,
+        fd: impl Into<Rc<OwnedFd>>,
+        sends_in_place: bool,
+    ) -> Socket {
         Socket {
             reactor: Rc::clone(reactor),
-            fd: Rc::new(fd),
+            fd: fd.into(),
             corked: Vec::new(),
             early: Vec::new(),
             is_drained: true,
@@ -448,13 +467,22 @@ impl Handle {
             let mut ended = [PollFd::new(&*self.fd, PollFlags::RDHUP)];
             return rustix::event::poll(&mut ended, Some(&Timespec::default())) == Ok(1);
         }
-        let mut byte = [0_u8; 1];
-        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-        match rustix::net::recv(&*self.fd, &mut byte, flags) {
-            Ok((count, _)) => count == 0,
+        match self.peek() {
+            Ok(count) => count == 0,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => false,
             Err(_) => true,
         }
+    }
+
+    /// Whether the peer is there and has said nothing.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.peek() == Err(rustix::io::Errno::AGAIN)
+    }
+
+    fn peek(&self) -> rustix::io::Result<usize> {
+        let mut byte = [0_u8; 1];
+        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+        rustix::net::recv(&*self.fd, &mut byte, flags).map(|(count, _)| count)
     }
 
     /// Has the owner hear of the bytes that are there, if it waits for more of them. Returns

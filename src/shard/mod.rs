@@ -5,7 +5,8 @@
 //! (`engine`).
 //!
 //! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `body`,
-//! `memory`, `crowd`, `completion` (all waiting), `mesh`, `moving`, `io` (the seam to the sockets), `tls`, `driver`
+//! `memory`, `crowd`, `completion` (all waiting), `mesh`, `moving`, `peer` (other servers), `io` (the
+//! seam to the sockets), `tls`, `driver`
 //! (when the kernel is entered), `ring` (how).
 //!
 //! One shard's state is borrowed in one synchronous call at a time; no borrow lives across an
@@ -21,6 +22,7 @@ mod io;
 mod memory;
 mod mesh;
 mod moving;
+mod peer;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -39,14 +41,14 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use tracing::info;
 
 use crate::config::{
-    CoreLimits, EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits, RingLimits, ShardLimits,
-    WireLimits,
+    CoreLimits, EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits, PeerLimits, RingLimits,
+    ShardLimits, WireLimits,
 };
 use crate::cores;
 use crate::device::Platform;
 use crate::device::shared::Budget;
 use crate::engine::{Directory, Engine, Home, Owner};
-use crate::identity::Access;
+use crate::identity::{Access, Peers};
 use crate::rdma::DeviceFabric;
 use completion::Waits;
 use connection::ConnectionEntry;
@@ -66,6 +68,7 @@ pub struct Config {
     pub envelope: EnvelopeLimits,
     pub hash: HashPolicy,
     pub http: HttpLimits,
+    pub peer: PeerLimits,
     pub ring: RingLimits,
     pub shard: ShardLimits,
     pub wire: WireLimits,
@@ -75,6 +78,8 @@ pub struct Config {
     pub staging: Arc<Budget>,
     /// Who may come, until [`Admission::replace`].
     pub access: Arc<Access>,
+    /// The other servers that this one connects to.
+    pub peers: Arc<Peers>,
     /// Addresses where TLS is not spoken; on the others it is, where `access` has it.
     pub plain: Vec<SocketAddr>,
     /// RDMA, where there is any.
@@ -90,6 +95,8 @@ impl Config {
             envelope: EnvelopeLimits::default(),
             hash: HashPolicy::default(),
             http: HttpLimits::default(),
+            peer: PeerLimits::default(),
+            peers: Arc::new(Peers::of_loopback()),
             ring: RingLimits::default(),
             shard: ShardLimits::default(),
             wire: WireLimits::default(),
@@ -130,6 +137,7 @@ struct Shard {
     engine: RefCell<Engine>,
     forwarded: Forwarded,
     home: Home,
+    links: peer::Links,
     memory: memory::Queue,
     mesh: Mesh,
     nodes: Nodes,
@@ -357,6 +365,7 @@ impl Start {
             engine: RefCell::new(engine),
             forwarded: Forwarded::default(),
             home: self.home,
+            links: peer::Links::default(),
             memory: memory::Queue::default(),
             mesh: self.mesh,
             nodes: Nodes::new(&self.config.nodes),

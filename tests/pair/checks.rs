@@ -67,7 +67,7 @@ impl Model {
                 let known = session.programs.contains_key(name) || session.is_missing(&thing);
                 if known { Ok(()) } else { fail(format!("unknown program ({}, ", name.0)) }
             }
-            Act::Unsupported(0) => fail("BatchTransfer to another host"),
+            Act::Unsupported(0) => fail("0 sources and 1 destinations"),
             Act::Unsupported(_) => fail("this server has no RDMA"),
             Act::BufferAlloc { .. }
             | Act::BufferFree { .. }
@@ -137,7 +137,7 @@ impl Model {
         match &started.command.act {
             Act::Event { to, host, .. } => {
                 if *host != "h" {
-                    return fail("Event to another host");
+                    return fail("this server does not connect to");
                 }
                 let to = self.other(home, *to)?;
                 if to.events.len() >= limits::EVENTS {
@@ -150,7 +150,9 @@ impl Model {
             }
             Act::Transfer { from, to, host, to_buffer } => {
                 if *host != "h" {
-                    return fail("Transfer to another host");
+                    check.needs.push(uid);
+                    self.buffer(session, *from)?;
+                    return fail("this server does not connect to");
                 }
                 let to = self.other(home, *to)?;
                 check.needs.extend([uid, to.uid]);

@@ -102,7 +102,7 @@ pub enum Act {
         host: &'static str,
         to_buffer: u64,
     },
-    /// One of three commands that this server does not have.
+    /// A copy of nothing to somewhere, or one of two commands that this server does not have.
     Unsupported(usize),
     Wait {
         event: u64,
@@ -224,7 +224,7 @@ impl Act {
             Act::Transfer { from, to, host, to_buffer } => {
                 format!("{from}, {}, {to_buffer}, ", key(host, *to))
             }
-            Act::Unsupported(0) => "[], [], ".to_owned(),
+            Act::Unsupported(0) => "[], [(SessionKey('elsewhere', 0, 'n'), 1)], ".to_owned(),
             Act::Unsupported(1) => "[], ".to_owned(),
             Act::Unsupported(_) => "'elsewhere', b'0123456789abcdef', 1, ".to_owned(),
             Act::Wait { event } => format!("{event}, "),

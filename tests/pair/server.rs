@@ -8,7 +8,9 @@ use std::task::{Context, Poll};
 
 use outboard::blob::Digest;
 use outboard::config::{EnvelopeLimits, HttpLimits, WireLimits};
-use outboard::engine::{Batch, Blob, Blobs, Home, Output, Owner, Progress, Reply, WaitFor};
+use outboard::engine::{
+    Batch, Blob, Blobs, Cause, Errand, Home, Output, Owner, Progress, Reply, WaitFor,
+};
 use outboard::http::{self, BodyLength, Event, Status};
 use outboard::wire::envelope::{self, Envelope};
 
@@ -270,6 +272,14 @@ pub async fn run(
         runner.begin(commands, done);
         let now = world.now.get();
         let progress = world.shards[runner.home].engine.borrow_mut().advance(batch, now);
+        let progress = match progress {
+            // There is one host, and it knows no other.
+            Progress::Peer(Errand { index, host, .. }) => {
+                batch.came_back(index, Err(Cause::PeerUnknown { host }));
+                Progress::Pause
+            }
+            progress => progress,
+        };
         let (done_now, failed_now) = batch.outcomes();
         for index in done..done_now {
             runner.begin(commands, index);
@@ -291,6 +301,7 @@ pub async fn run(
                 }
             }
             Progress::Pause => turn().await,
+            Progress::Join | Progress::Peer(_) => unreachable!("errands come back at once"),
             Progress::Wait(over) => {
                 runner.begin(commands, done_now);
                 wait(world, runner.home, &over).await;

@@ -70,6 +70,8 @@ impl Reply {
 pub(crate) struct Client {
     pub(crate) stream: TcpStream,
     nonce: String,
+    /// How sessions name the server.
+    host: String,
     /// More fields of each request.
     fields: String,
 }
@@ -80,7 +82,13 @@ impl Client {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        Client { stream, nonce: nonce.to_owned(), fields: String::new() }
+        Client { stream, nonce: nonce.to_owned(), host: "h".to_owned(), fields: String::new() }
+    }
+
+    /// The same, naming the server by its address as the stock client does.
+    pub(crate) fn naming_its_server(self) -> Client {
+        let host = self.stream.peer_addr().unwrap().to_string();
+        Client { host, ..self }
     }
 
     /// The same, sending a token from now on.
@@ -90,7 +98,13 @@ impl Client {
 
     /// `session=...` of the session of device `index`, as every command has it.
     pub(crate) fn session(&self, index: u64) -> String {
-        format!("session=SessionKey(host='h', idx={index}, nonce='{}')", self.nonce)
+        format!("session={}", self.key(index))
+    }
+
+    /// The name of that session.
+    pub(crate) fn key(&self, index: u64) -> String {
+        let Client { host, nonce, .. } = self;
+        format!("SessionKey(host='{host}', idx={index}, nonce='{nonce}')")
     }
 
     /// Sends a batch without waiting for its reply.

@@ -179,7 +179,7 @@ impl ServerBuilder {
 }
 
 /// The first line, if one comes in time. Goes on reading, so that the writer never blocks.
-fn first_line(stream: impl std::io::Read + Send + 'static) -> Option<String> {
+pub(crate) fn first_line(stream: impl std::io::Read + Send + 'static) -> Option<String> {
     let (lines, first) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::process::Process;
 use super::skip::skip;
-use super::{place, scratch_file};
+use super::{first_line, place, scratch_file};
 
 /// Of the first run, which downloads some 40 MB.
 const PREPARE_LIMIT: Duration = Duration::from_secs(600);
@@ -41,6 +41,12 @@ pub(crate) struct Client {
     python: String,
     tests: String,
     pub(crate) cc: Option<String>,
+}
+
+/// The client's own Python server, on a port of its choice.
+pub(crate) struct Reference {
+    _process: Process,
+    pub(crate) address: String,
 }
 
 /// A finished run of the client.
@@ -182,6 +188,24 @@ impl Client {
         command.envs(self.cc.iter().map(|cc| ("CC", cc)));
         command.envs(env.iter().copied());
         run(command, folder, name, Duration::from_secs(seconds))
+    }
+
+    /// Starts the client's own server, if it can compile here.
+    pub(crate) fn reference(&self) -> Option<Reference> {
+        let folder = place::scratch().join("runs/reference");
+        fs::create_dir_all(&folder).expect("the scratch folder can be written");
+        let script = place::sources().join("perf/reference.py");
+        let mut command = Command::new(&self.python);
+        command.arg(script).current_dir(&folder).stdin(Stdio::null()).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("HOME", &folder).env("TMPDIR", &folder).env("CACHELEVEL", "0");
+        command.env("CC", self.cc.as_ref()?);
+        let log = File::create(folder.join("log")).expect("the scratch folder can be written");
+        command.stdout(Stdio::piped()).stderr(log);
+        let mut process = Process::spawn(&mut command);
+        let line = first_line(process.stdout()?)?;
+        let address = line.strip_prefix("reference: listening on ")?.to_owned();
+        Some(Reference { _process: process, address })
     }
 
     /// Runs a script of `tests/client`; `hosts` is the client's HOST variable.

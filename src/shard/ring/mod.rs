@@ -67,6 +67,7 @@ struct Watched {
 pub(super) enum Keep {
     #[default]
     Nothing,
+    Address(Box<socket2::SockAddr>),
     /// What was received, of a socket that was watched.
     Came(Vec<u8>),
     /// Written by the kernel, behind its end.
@@ -207,6 +208,14 @@ impl Ring {
         // SAFETY: an output's bytes stay where they are as long as it lives. Workers may change
         // them; then the peer gets some of both.
         unsafe { self.begin(socket, entry, first, Keep::Output(Rc::clone(output))) }
+    }
+
+    /// Connects a socket.
+    pub(super) fn connect(self: &Rc<Self>, socket: &Rc<OwnedFd>, to: std::net::SocketAddr) -> Op {
+        let to = Box::new(socket2::SockAddr::from(to));
+        let entry = opcode::Connect::new(fd_of(socket), to.as_ptr().cast(), to.len()).build();
+        // SAFETY: the address is in a box of its own, which the table keeps.
+        unsafe { self.begin(socket, entry, Vec::new(), Keep::Address(to)) }
     }
 
     /// Accepts connections until it is dropped or fails.

@@ -1,0 +1,159 @@
+//! What other servers are asked for: events, and copies to their sessions' buffers.
+//!
+//! Absent: sockets, and whom the server may connect to. An [`Errand`] says what is to be done; the
+//! caller of [`Engine::advance`] does it, while the batch goes on where it may, and tells what it
+//! came to.
+//!
+//! The other server takes this one for a client that names the sessions of whoever it works for. So
+//! an event is the command `Event` of the session that it belongs to, and a copy is a `CopyIn`.
+//!
+//! An event stands for all that its client has had done on this host, not for one session's work:
+//! a graph of several hosts has one session of each host speak for all of them. Each device is
+//! waited for up to the work that it has now; nobody stops.
+
+use super::batch::{Batch, Sender};
+use super::batch::{Output, Rest};
+use super::session::SessionId;
+use super::{Cause, DONE, Engine, Step, Stop};
+use crate::blob::Digest;
+use crate::device::Fence;
+use crate::wire::Stored;
+use crate::wire::command::{self, BufferName, BufferNumber, Command, Request, SessionKey};
+
+/// What a batch asks of another server.
+#[derive(Debug)]
+pub struct Errand {
+    /// The command that it is for.
+    pub index: usize,
+    /// The other server, as clients name it.
+    pub host: String,
+    pub work: Work,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Work {
+    /// Copies; the batch does not go on before they are made.
+    Copies(Vec<Parcel>),
+    /// A batch without blobs, to be sent once [`Engine::has_reached`] all of these.
+    Event { text: String, after: Vec<(SessionId, Fence)> },
+}
+
+/// A buffer on its way.
+#[derive(Debug)]
+pub struct Parcel {
+    /// The name of its blob, which no other parcel of the errand has.
+    pub name: Digest,
+    /// How many bytes there will be.
+    pub bytes: u64,
+    /// The bytes.
+    pub output: Output,
+    /// The other server's command.
+    pub command: String,
+}
+
+/// A command as another server reads it.
+fn text(session: &SessionKey<'_>, command: Command<'_>) -> String {
+    Request { session: session.clone(), command, offset: 0 }.to_string()
+}
+
+impl Engine {
+    pub(super) fn event_of_peer(
+        &mut self,
+        at: SessionId,
+        c: &command::Event<'_>,
+    ) -> Result<Step, Stop> {
+        let owner = self.get(at)?.owner();
+        let sessions = self.sessions.iter_mut().filter(|session| session.owner() == owner);
+        let after = sessions.filter_map(|session| session.last()).collect();
+        let session = &c.event_session;
+        let text = format!("[{}]", text(session, Command::Event(c.clone())));
+        let host = session.host.to_string();
+        Ok(Step::Peer { host, work: Work::Event { text, after } })
+    }
+
+    pub(super) fn transfer_to_peer(
+        &mut self,
+        at: SessionId,
+        c: &command::Transfer<'_>,
+    ) -> Result<Step, Stop> {
+        let parcel = self.parcel(at, c.source, 0, &c.destination_session, c.destination)?;
+        let host = c.destination_session.host.to_string();
+        Ok(Step::Peer { host, work: Work::Copies(vec![parcel]) })
+    }
+
+    pub(super) fn batch_transfer(
+        &mut self,
+        at: SessionId,
+        c: &command::BatchTransfer<'_>,
+    ) -> Result<Step, Stop> {
+        let (sources, destinations) = (&c.sources, &c.destinations);
+        if sources.len() != destinations.len() {
+            let (sources, destinations) = (sources.len(), destinations.len());
+            return Err(Cause::Pairs { sources, destinations }.into());
+        }
+        let Some(BufferName { session: first, .. }) = destinations.first() else { return DONE };
+        if destinations.iter().any(|to| to.session.host != first.host) {
+            return Err(Cause::PairsApart.into());
+        }
+        let mut parcels = Vec::with_capacity(sources.len());
+        for (index, (from, to)) in sources.iter().zip(destinations).enumerate() {
+            let source = self.other_session(at, &from.session)?;
+            parcels.push(self.parcel(source, from.buffer, index, &to.session, to.buffer)?);
+        }
+        Ok(Step::Peer { host: first.host.to_string(), work: Work::Copies(parcels) })
+    }
+
+    /// A buffer of a session of this host, for a buffer of another host's.
+    fn parcel(
+        &mut self,
+        from: SessionId,
+        source: BufferNumber,
+        index: usize,
+        session: &SessionKey<'_>,
+        destination: BufferNumber,
+    ) -> Result<Parcel, Stop> {
+        let buffer = self.device(from)?.buffer(source)?.clone();
+        // The other server does not ask what a name is made of.
+        let mut name = Digest([0; 32]);
+        name.0[..8].copy_from_slice(&(index as u64).to_le_bytes());
+        let copy = command::CopyIn { buffer: destination, source: name };
+        Ok(Parcel {
+            name,
+            bytes: buffer.bytes,
+            output: Output::Later(Rest { session: from, buffer }),
+            command: text(session, Command::CopyIn(copy)),
+        })
+    }
+
+    /// That a command may come from where it comes from: other servers say what this file has them
+    /// say.
+    pub(super) fn check_sender(&self, batch: &Batch<'_>) -> Result<(), Stop> {
+        if batch.sender == Sender::Client {
+            return Ok(());
+        }
+        let (Some(stored), Some((_, session))) =
+            (batch.commands.get(batch.next), batch.commands.session(batch.next))
+        else {
+            return Ok(());
+        };
+        match &stored {
+            Stored::Other(Command::CopyIn(_)) => Ok(()),
+            Stored::Other(Command::Event(event)) if event.event_session == *session => Ok(()),
+            _ => Err(Cause::OfPeer { command: stored.name() }.into()),
+        }
+    }
+
+    /// That the work before an event was done, once it is over. A session that has ended since has
+    /// nothing more to say.
+    ///
+    /// # Errors
+    ///
+    /// Where a device was lost first.
+    pub fn has_reached(&mut self, after: &[(SessionId, Fence)]) -> Result<(), Cause> {
+        after.iter().try_for_each(|(session, fence)| match self.finished(*session, *fence) {
+            Err(Cause::SessionEnded) => Ok(()),
+            outcome => outcome,
+        })
+    }
+}

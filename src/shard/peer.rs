@@ -1,0 +1,432 @@
+//! Other servers: errands of this shard's batches, and the connections that they go by.
+//!
+//! Owns: the connections that are kept to each peer, how many there may be at once, and how long
+//! anything may take. Absent: whom the server may connect to (`identity::Peers`), what is said
+//! (`engine::Errand`) and how answers are framed (`http::Replies`).
+//!
+//! An errand is a task of its own. Its requests go out one behind the other without waiting for
+//! answers, and bytes are sent while the device still brings the next ones. Events have connections
+//! of their own: what they set free may be just what a long copy on another connection waits for.
+//!
+//! Nothing is sent twice. A connection that has been idle is looked at before it is used, and what
+//! fails later fails with the name of the peer.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tracing::debug;
+
+use super::Shard;
+use super::completion::{Cancel, Gone};
+use super::connection::{Unreadable, Unsent};
+use super::io::{Received, Socket, connect};
+use crate::blob::Digest;
+use crate::config::{HttpLimits, PeerLimits};
+use crate::engine::{Batch, Cause, Errand, Owner, Parcel, WaitFor, Work};
+use crate::http::{Replies, ReplyError, ReplyEvent};
+use crate::identity::Peer;
+
+/// Why an errand failed.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("it closed the connection before it had answered")]
+    Closed,
+    #[error("cannot connect: {0}")]
+    Connect(io::Error),
+    /// Not the peer's doing.
+    #[error("{0}")]
+    Here(Cause),
+    #[error("the connection to it broke: {0}")]
+    Io(#[from] io::Error),
+    #[error("it answered {status}: {text}")]
+    Refused { status: u16, text: String },
+    #[error("{0}")]
+    Reply(#[from] ReplyError),
+    #[error("nothing was heard of it for {0:?}")]
+    Silent(Duration),
+}
+
+impl Trouble {
+    fn of_peer(self, host: String) -> Cause {
+        match self {
+            Trouble::Here(cause) => cause,
+            trouble => Cause::Peer { host, why: trouble.to_string() },
+        }
+    }
+}
+
+impl From<Unsent> for Trouble {
+    fn from(unsent: Unsent) -> Trouble {
+        match unsent {
+            Unsent::Io(error) => Trouble::Io(error),
+            Unsent::Output(Unreadable::Failed(cause)) => Trouble::Here(cause),
+            Unsent::Output(Unreadable::Gone) => Trouble::Closed,
+            Unsent::Silent(time) => Trouble::Silent(time),
+        }
+    }
+}
+
+/// What a connection is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Lane {
+    Copies,
+    Events,
+}
+
+/// The connections of all lanes.
+#[derive(Default)]
+pub(super) struct Links(RefCell<HashMap<(String, Lane), Lines>>);
+
+/// The connections of one lane to one peer. There is an entry only while there is one.
+#[derive(Default)]
+struct Lines {
+    /// The one that was used last is at the end.
+    idle: Vec<(Instant, Link)>,
+    busy: usize,
+    waiting: Vec<Waker>,
+}
+
+/// A connection to a peer.
+struct Link {
+    socket: Socket,
+    replies: Replies,
+    /// What came and was not looked at.
+    input: Vec<u8>,
+}
+
+/// The right to use one connection of a lane.
+struct Seat {
+    shard: Rc<Shard>,
+    lane: (String, Lane),
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shard.links.change(&self.lane, |lines| lines.busy -= 1);
+    }
+}
+
+impl Links {
+    /// Changes a lane's entry, which goes when it is empty, and wakes who waits for a change.
+    fn change<T>(&self, lane: &(String, Lane), change: impl FnOnce(&mut Lines) -> T) -> T {
+        let mut lanes = self.0.borrow_mut();
+        let lines = lanes.entry(lane.clone()).or_default();
+        let outcome = change(lines);
+        lines.waiting.drain(..).for_each(Waker::wake);
+        if lines.busy == 0 && lines.idle.is_empty() {
+            lanes.remove(lane);
+        }
+        outcome
+    }
+
+    /// Closes what nobody has used since `then`; whether any is left.
+    fn close_idle(&self, then: Instant) -> bool {
+        let mut lanes = self.0.borrow_mut();
+        lanes.retain(|_, lines| {
+            lines.idle.retain(|(since, _)| *since > then);
+            lines.busy > 0 || !lines.idle.is_empty()
+        });
+        lanes.values().any(|lines| !lines.idle.is_empty())
+    }
+}
+
+/// Errands of one batch that are under way. They end with it.
+#[derive(Default)]
+pub(super) struct Errands(VecDeque<(usize, glommio::Task<Result<(), Cause>>)>);
+
+impl Errands {
+    /// Begins one.
+    pub(super) async fn begin(
+        &mut self,
+        shard: &Rc<Shard>,
+        cancel: &Cancel,
+        batch: &mut Batch<'_>,
+        errand: Errand,
+    ) -> Result<(), Gone> {
+        while self.0.len() >= PeerLimits::ERRANDS_PER_BATCH_MAX {
+            self.join_first(cancel, batch).await?;
+        }
+        let Errand { index, host, work } = errand;
+        let task = Rc::clone(shard).run_errand(host, work);
+        self.0.push_back((index, shard.reactor.spawn(task)));
+        Ok(())
+    }
+
+    /// Waits for all of them.
+    pub(super) async fn join(
+        &mut self,
+        cancel: &Cancel,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), Gone> {
+        while !self.0.is_empty() {
+            self.join_first(cancel, batch).await?;
+        }
+        Ok(())
+    }
+
+    async fn join_first(&mut self, cancel: &Cancel, batch: &mut Batch<'_>) -> Result<(), Gone> {
+        let Some((index, mut task)) = self.0.pop_front() else { return Ok(()) };
+        let outcome = poll_fn(|cx| {
+            if cancel.is_cancelled(cx.waker()) {
+                return Poll::Ready(Err(Gone));
+            }
+            Pin::new(&mut task).poll(cx).map(Ok)
+        });
+        batch.came_back(index, outcome.await?);
+        Ok(())
+    }
+}
+
+impl Shard {
+    async fn run_errand(self: Rc<Self>, host: String, work: Work) -> Result<(), Cause> {
+        self.waits.want_ticks();
+        let Some(peer) = self.config.peers.find(&host) else {
+            return Err(Cause::PeerUnknown { host });
+        };
+        let outcome = match work {
+            Work::Copies(parcels) => self.copy_to(&peer, parcels).await,
+            Work::Event { text, after } => {
+                for (session, fence) in &after {
+                    let wait = WaitFor::Device { session: *session, fence: *fence };
+                    // Nobody cancels it but by dropping the task.
+                    let _ = self.wait(&Cancel::default(), &wait).await;
+                }
+                self.engine.borrow_mut().has_reached(&after)?;
+                self.send_event(&peer, &text).await
+            }
+        };
+        outcome.map_err(|trouble| {
+            debug!(%host, %trouble, "errand failed");
+            trouble.of_peer(host)
+        })
+    }
+
+    async fn send_event(self: &Rc<Self>, peer: &Peer, text: &str) -> Result<(), Trouble> {
+        let (seat, mut link) = self.link_to(peer, Lane::Events).await?;
+        let mut request = head(peer, BLOB_HEAD_BYTES + text.len() as u64);
+        put_blob_head(&mut request, Digest([0xff; 32]), text.len() as u64);
+        request.extend_from_slice(text.as_bytes());
+        link.socket.cork(request);
+        let outcome = self.receive_reply(&mut link).await?;
+        self.keep(seat, link);
+        outcome
+    }
+
+    /// Sends buffers, and waits until the peer has taken them.
+    async fn copy_to(self: &Rc<Self>, peer: &Peer, parcels: Vec<Parcel>) -> Result<(), Trouble> {
+        let (seat, mut link) = self.link_to(peer, Lane::Copies).await?;
+        let (mut answers, mut outcome) = (0, Ok(()));
+        let mut parcels = parcels.into_iter().peekable();
+        while let Some(first) = parcels.next() {
+            let mut bytes = first.bytes;
+            let mut group = vec![first];
+            // Small ones share a request.
+            while let Some(next) = parcels
+                .next_if(|next| bytes.saturating_add(next.bytes) <= PeerLimits::GROUP_BYTES_MAX)
+            {
+                bytes += next.bytes;
+                group.push(next);
+            }
+            if let Err(trouble) = self.send_copies(&mut link, peer, group).await {
+                // A peer that refuses a request may say why before it hangs up.
+                let said = self.receive_reply(&mut link).await;
+                return Err(said.ok().and_then(Result::err).unwrap_or(trouble));
+            }
+            answers += 1;
+            if answers == PeerLimits::REQUESTS_AHEAD_MAX {
+                outcome = outcome.and(self.receive_reply(&mut link).await?);
+                answers -= 1;
+            }
+        }
+        for _ in 0..answers {
+            outcome = outcome.and(self.receive_reply(&mut link).await?);
+        }
+        self.keep(seat, link);
+        outcome
+    }
+
+    /// Sends one request. The text, which comes last, goes out with the next receive.
+    async fn send_copies(
+        &self,
+        link: &mut Link,
+        peer: &Peer,
+        group: Vec<Parcel>,
+    ) -> Result<(), Trouble> {
+        let commands: Vec<&str> = group.iter().map(|parcel| parcel.command.as_str()).collect();
+        let text = format!("[{}]", commands.join(", "));
+        let blobs: u64 = group.iter().map(|parcel| BLOB_HEAD_BYTES + parcel.bytes).sum();
+        let mut request = head(peer, blobs + BLOB_HEAD_BYTES + text.len() as u64);
+        for parcel in group {
+            put_blob_head(&mut request, parcel.name, parcel.bytes);
+            link.socket.cork(std::mem::take(&mut request));
+            let pause_max = Some(self.config.peer.silence_max);
+            let cancel = Cancel::default();
+            let (socket, owner) = (&mut link.socket, Owner::Shard);
+            self.send_output(socket, owner, &cancel, parcel.output, pause_max).await?;
+        }
+        put_blob_head(&mut request, Digest([0xff; 32]), text.len() as u64);
+        request.extend_from_slice(text.as_bytes());
+        link.socket.cork(request);
+        Ok(())
+    }
+
+    /// What the peer says to the next request, whose rest goes out first: the inner error leaves
+    /// the connection as it should be.
+    async fn receive_reply(&self, link: &mut Link) -> Result<Result<(), Trouble>, Trouble> {
+        let silence_max = self.config.peer.silence_max;
+        let (mut status, mut body) = (0, Vec::new());
+        loop {
+            let (consumed, event) = link.replies.next(&link.input)?;
+            let is_over = match event {
+                ReplyEvent::Head { status: found } => {
+                    status = found;
+                    None
+                }
+                ReplyEvent::Body(bytes) => {
+                    let room = PeerLimits::ANSWER_BYTES_KEPT.saturating_sub(body.len());
+                    body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                    None
+                }
+                ReplyEvent::End { keeps } => Some(keeps),
+                ReplyEvent::NeedMore => {
+                    link.input.drain(..consumed);
+                    let received = self.reactor.within(silence_max, link.socket.receive()).await;
+                    let received: Received = received.ok_or(Trouble::Silent(silence_max))??;
+                    if received.is_empty() {
+                        return Err(Trouble::Closed);
+                    }
+                    link.input.extend_from_slice(&received);
+                    continue;
+                }
+            };
+            link.input.drain(..consumed);
+            match is_over {
+                None => {}
+                Some(keeps) => {
+                    let outcome = answer(status, &body);
+                    return if keeps { Ok(outcome) } else { outcome.map(Ok) };
+                }
+            }
+        }
+    }
+
+    /// A connection to a peer: one that was kept, or a new one.
+    async fn link_to(self: &Rc<Self>, peer: &Peer, lane: Lane) -> Result<(Seat, Link), Trouble> {
+        let silence_max = self.config.peer.silence_max;
+        let seat = self.reactor.within(silence_max, self.seat((peer.host.clone(), lane))).await;
+        let seat = seat.ok_or(Trouble::Silent(silence_max))?;
+        while let Some((_, link)) = self.links.change(&seat.lane, |lines| lines.idle.pop()) {
+            if link.socket.handle().is_quiet() {
+                return Ok((seat, link));
+            }
+        }
+        let mut tries = 1;
+        loop {
+            match self.connect_to(peer).await {
+                Ok(socket) => {
+                    let limits = HttpLimits {
+                        body_bytes_max: PeerLimits::ANSWER_BYTES_MAX,
+                        ..HttpLimits::default()
+                    };
+                    let (replies, input) = (Replies::new(limits), Vec::new());
+                    return Ok((seat, Link { socket, replies, input }));
+                }
+                Err(error) if tries == PeerLimits::CONNECT_TRIES => {
+                    return Err(Trouble::Connect(error));
+                }
+                Err(error) => debug!(host = %peer.host, %error, tries, "cannot connect"),
+            }
+            tries += 1;
+            self.reactor.sleep(PeerLimits::CONNECT_PAUSE).await;
+        }
+    }
+
+    async fn connect_to(&self, peer: &Peer) -> io::Result<Socket> {
+        let mut outcome = Err(io::ErrorKind::AddrNotAvailable.into());
+        for address in &peer.addresses {
+            let connecting = connect(&self.reactor, *address, self.config.shard.keepalive_idle);
+            let time_max = PeerLimits::CONNECT_TIME_MAX.min(self.config.peer.silence_max);
+            outcome = self.reactor.within(time_max, connecting).await.unwrap_or_else(|| {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection"))
+            });
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Waits until a connection of a lane may be used.
+    async fn seat(self: &Rc<Self>, lane: (String, Lane)) -> Seat {
+        poll_fn(|cx| {
+            let mut lanes = self.links.0.borrow_mut();
+            let lines = lanes.entry(lane.clone()).or_default();
+            if lines.busy < PeerLimits::CONNECTIONS_PER_LANE_MAX {
+                lines.busy += 1;
+                return Poll::Ready(());
+            }
+            lines.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        Seat { shard: Rc::clone(self), lane }
+    }
+
+    /// Keeps a connection whose requests are all answered.
+    fn keep(self: &Rc<Self>, seat: Seat, link: Link) {
+        let is_first = self.links.0.borrow().values().all(|lines| lines.idle.is_empty());
+        self.links.change(&seat.lane, |lines| lines.idle.push((Instant::now(), link)));
+        if is_first {
+            let shard = Rc::clone(self);
+            let close_idle = async move {
+                let mut is_left = true;
+                while is_left {
+                    shard.reactor.sleep(PeerLimits::IDLE_TIME_MAX).await;
+                    let then = Instant::now().checked_sub(PeerLimits::IDLE_TIME_MAX);
+                    is_left = then.is_none_or(|then| shard.links.close_idle(then));
+                }
+            };
+            self.reactor.spawn(close_idle).detach();
+        }
+    }
+}
+
+/// Bytes in front of a blob: its name, its length.
+const BLOB_HEAD_BYTES: u64 = 40;
+
+fn put_blob_head(to: &mut Vec<u8>, name: Digest, bytes: u64) {
+    to.extend_from_slice(&name.0);
+    to.extend_from_slice(&bytes.to_le_bytes());
+}
+
+/// The head of a request.
+fn head(peer: &Peer, body_bytes: u64) -> Vec<u8> {
+    let authorization = match &peer.token {
+        Some(token) => format!("Authorization: Bearer {token}\r\n"),
+        None => String::new(),
+    };
+    let host = &peer.host;
+    format!(
+        "POST /batch HTTP/1.1\r\nHost: {host}\r\nOutboard-Peer: 1\r\n{authorization}\
+         Content-Length: {body_bytes}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// What a peer's answer says, in words for whoever sent the batch.
+fn answer(status: u16, body: &[u8]) -> Result<(), Trouble> {
+    if status == 200 {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(body);
+    // Of a Python server the trace is of no use to a client of this one.
+    let text = text.split(", trace=").next().unwrap_or_default();
+    let text = text.strip_prefix("RemoteException(exc=").unwrap_or(text).trim_end();
+    Err(Trouble::Refused { status, text: text.to_owned() })
+}
