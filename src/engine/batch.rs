@@ -16,7 +16,7 @@ use crate::blob::Digest;
 use crate::config::{EngineLimits, WireLimits};
 use crate::device::{Fence, HostBytes, Program, Region, shared};
 use crate::identity::Identity;
-use crate::wire::command::{Command, EventNumber};
+use crate::wire::command::{Command, EventNumber, SessionKey};
 use crate::wire::{Commands, Stored, Tape, WireError, reply};
 
 /// The bytes of one blob.
@@ -189,7 +189,8 @@ pub enum Sender {
     Client,
     /// Another server, which opens no sessions and may do little to those that are there.
     Peer,
-    /// The same, and it may name sessions of every identity: it works for clients of its own.
+    /// The same, and it may name sessions of every identity, of one in each batch: it works for
+    /// clients of its own.
     PeerOfAll,
 }
 
@@ -308,13 +309,13 @@ impl<'t> Batch<'t> {
         Batch { identity, ..self }
     }
 
-    /// Says that another server sent it.
+    /// Says what kind of sender it has.
     #[must_use]
-    pub fn of_peer(self, sender: Sender) -> Batch<'t> {
+    pub fn of_sender(self, sender: Sender) -> Batch<'t> {
         Batch { sender, ..self }
     }
 
-    /// Who sent it; of what a peer of all sends, who its last session belongs to.
+    /// Who sent it; of what a peer of all sends, who its first session belongs to.
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.identity
@@ -438,12 +439,12 @@ impl<'t> Batch<'t> {
     }
 
     /// The next command becomes an errand; the one behind it is next.
-    pub(super) fn begin_errand(&mut self, host: String, work: Work) -> Errand {
+    pub(super) fn begin_errand(&mut self, to: SessionKey<'_>, work: Work) -> Errand {
         let index = self.next;
         self.is_read |= matches!(work, Work::Copies(_));
         self.errands += 1;
         self.next += 1;
-        Errand { index, host, work }
+        Errand::new(index, to, work)
     }
 
     /// Whether nothing more can be done before errands are back.

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::batch::{Batch, Blob, Output, Pending, Reading, Rest, UseOfOutput};
+use super::batch::{Batch, Blob, Output, Pending, Reading, Rest, Sender, UseOfOutput};
 use super::session::{SessionId, Thing};
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
 use crate::device::{Device, Region, SharedBytes, Source, Span};
@@ -140,7 +140,8 @@ impl Engine {
         // What a peer knows of has to stay where it is.
         let is_sole = buffer.is_sole() && !session.registrations.contains_key(&number);
         let buffer = buffer.clone();
-        let is_own = session.belongs_to(batch.owner);
+        // What a peer's request brings is in memory that no other request has.
+        let is_own = session.belongs_to(batch.owner) || batch.sender != Sender::Client;
         let device = session.open_device()?;
         match blob {
             Blob::Private(bytes) => {

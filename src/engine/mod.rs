@@ -42,7 +42,7 @@ use crate::config::{EngineLimits, WireLimits};
 use crate::device::{DeviceError, Fence, Platform};
 use crate::identity::Identity;
 use crate::rdma::{Fabric, Promise, RdmaError};
-use crate::wire::command::{Command, EventNumber};
+use crate::wire::command::{Command, EventNumber, SessionKey};
 use crate::wire::{Parsing, Stored, WireError, reply};
 use batch::{Memory, Pending};
 use rdma::Rdma;
@@ -81,7 +81,7 @@ enum Step {
     Done(Output),
     /// The rest of the command is another server's; the batch goes on.
     Peer {
-        host: String,
+        to: SessionKey<'static>,
         work: Work,
     },
     /// The command has begun; `Pending` says how it ends.
@@ -221,8 +221,8 @@ impl Engine {
             };
             match outcome {
                 Ok(Step::Done(output)) => batch.succeed(output),
-                Ok(Step::Peer { host, work }) => {
-                    return Progress::Peer(batch.begin_errand(host, work));
+                Ok(Step::Peer { to, work }) => {
+                    return Progress::Peer(batch.begin_errand(to, work));
                 }
                 Ok(Step::Wait(wait, pending)) => {
                     batch.pending = Some(pending);
@@ -259,7 +259,9 @@ impl Engine {
             Sender::Client => self.session(batch.identity, key, batch.owner)?,
             Sender::Peer => self.session_for_peer(batch.identity, key)?,
             Sender::PeerOfAll => {
-                batch.identity = self.sessions.identity_of(key).unwrap_or(batch.identity);
+                if batch.next == 0 {
+                    batch.identity = self.sessions.identity_of(key).unwrap_or(batch.identity);
+                }
                 self.session_for_peer(batch.identity, key)?
             }
         };

@@ -13,10 +13,11 @@
 
 use super::batch::{Batch, Sender};
 use super::batch::{Output, Rest};
-use super::session::SessionId;
+use super::session::{Home, Owner, SessionId};
 use super::{Cause, DONE, Engine, Step, Stop};
 use crate::blob::Digest;
 use crate::device::Fence;
+use crate::identity::Identity;
 use crate::wire::Stored;
 use crate::wire::command::{self, BufferName, BufferNumber, Command, Request, SessionKey};
 
@@ -27,6 +28,8 @@ pub struct Errand {
     pub index: usize,
     /// The other server, as clients name it.
     pub host: String,
+    /// A session that the work is for, in words that fit a line; see [`Engine::elsewhere`].
+    pub route: String,
     pub work: Work,
 }
 
@@ -52,6 +55,30 @@ pub struct Parcel {
     pub command: String,
 }
 
+impl Errand {
+    pub(super) fn new(index: usize, to: SessionKey<'_>, work: Work) -> Errand {
+        let fits =
+            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let has_route =
+            fits(&to.host) && fits(&to.nonce) && to.nonce.len() <= ROUTE_NONCE_BYTES_MAX;
+        let route = match has_route {
+            true => format!("{} {} {}", to.idx, to.host, to.nonce),
+            false => String::new(),
+        };
+        Errand { index, host: to.host.into_owned(), route, work }
+    }
+}
+
+/// The stock client's have 32.
+const ROUTE_NONCE_BYTES_MAX: usize = 128;
+
+/// The session that a route names.
+fn routed(route: &[u8]) -> Option<SessionKey<'_>> {
+    let mut words = std::str::from_utf8(route).ok()?.split(' ');
+    let (idx, host, nonce) = (words.next()?.parse().ok()?, words.next()?, words.next()?);
+    Some(SessionKey { host: host.into(), idx, nonce: nonce.into() })
+}
+
 /// A command as another server reads it.
 fn text(session: &SessionKey<'_>, command: Command<'_>) -> String {
     Request { session: session.clone(), command, offset: 0 }.to_string()
@@ -68,8 +95,8 @@ impl Engine {
         let after = sessions.filter_map(|session| session.last()).collect();
         let session = &c.event_session;
         let text = format!("[{}]", text(session, Command::Event(c.clone())));
-        let host = session.host.to_string();
-        Ok(Step::Peer { host, work: Work::Event { text, after } })
+        let to = session.clone().into_owned();
+        Ok(Step::Peer { to, work: Work::Event { text, after } })
     }
 
     pub(super) fn transfer_to_peer(
@@ -78,8 +105,8 @@ impl Engine {
         c: &command::Transfer<'_>,
     ) -> Result<Step, Stop> {
         let parcel = self.parcel(at, c.source, 0, &c.destination_session, c.destination)?;
-        let host = c.destination_session.host.to_string();
-        Ok(Step::Peer { host, work: Work::Copies(vec![parcel]) })
+        let to = c.destination_session.clone().into_owned();
+        Ok(Step::Peer { to, work: Work::Copies(vec![parcel]) })
     }
 
     pub(super) fn batch_transfer(
@@ -101,7 +128,7 @@ impl Engine {
             let source = self.other_session(at, &from.session)?;
             parcels.push(self.parcel(source, from.buffer, index, &to.session, to.buffer)?);
         }
-        Ok(Step::Peer { host: first.host.to_string(), work: Work::Copies(parcels) })
+        Ok(Step::Peer { to: first.clone().into_owned(), work: Work::Copies(parcels) })
     }
 
     /// A buffer of a session of this host, for a buffer of another host's.
@@ -124,6 +151,26 @@ impl Engine {
             output: Output::Later(Rest { session: from, buffer }),
             command: text(session, Command::CopyIn(copy)),
         })
+    }
+
+    /// The other shard on which the session lives that another server's request is for, as far as
+    /// it says so. A false word costs time, no more. `owner` must not be needed here.
+    #[must_use]
+    pub fn elsewhere(
+        &self,
+        sender: Sender,
+        identity: Identity,
+        owner: Owner,
+        route: &[u8],
+    ) -> Option<Home> {
+        let key = routed(route)?;
+        let identity = match sender {
+            Sender::Client => return None,
+            Sender::Peer => identity,
+            Sender::PeerOfAll => self.sessions.identity_of(&key)?,
+        };
+        (self.sessions.count_of(owner) == 0).then_some(())?;
+        self.sessions.elsewhere_of(identity, &key)
     }
 
     /// That a command may come from where it comes from: other servers say what this file has them

@@ -432,6 +432,10 @@ impl Sessions {
         self.directory.find(wanted).filter(|home| *home != self.home)
     }
 
+    pub(super) fn elsewhere_of(&self, identity: Identity, key: &SessionKey<'_>) -> Option<Home> {
+        self.elsewhere(Wanted(identity, key))
+    }
+
     fn begin(
         &mut self,
         Wanted(identity, key): Wanted<'_, '_>,
@@ -495,7 +499,7 @@ impl Sessions {
         session.reached(fence, now)
     }
 
-    fn count_of(&self, owner: Owner) -> usize {
+    pub(super) fn count_of(&self, owner: Owner) -> usize {
         self.slots.iter().flatten().filter(|session| session.owner == owner).count()
     }
 }

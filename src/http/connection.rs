@@ -113,8 +113,8 @@ pub struct Request<'a> {
     pub digest: Option<&'a [u8]>,
     /// Whether the client holds its body back: see [`Connection::write_continue`].
     pub expects_continue: bool,
-    /// Whether it says, by `Outboard-Peer`, that another server sends it.
-    pub is_peer: bool,
+    /// The value of `Outboard-Peer`, which says that another server sends it.
+    pub peer: Option<&'a [u8]>,
     /// The value of `Outboard-Wire`.
     pub wire_version: Option<&'a [u8]>,
 }
@@ -317,7 +317,7 @@ impl Connection {
             body,
             digest: fields.digest,
             expects_continue: self.awaits_continue,
-            is_peer: fields.is_peer,
+            peer: fields.peer,
             wire_version: fields.wire_version,
         })
     }

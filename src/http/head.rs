@@ -197,8 +197,7 @@ pub(super) struct Head<'a> {
 pub(super) struct Fields<'a> {
     pub(super) authorization: Option<&'a [u8]>,
     pub(super) digest: Option<&'a [u8]>,
-    /// Whether `Outboard-Peer` is there, whatever it says.
-    pub(super) is_peer: bool,
+    pub(super) peer: Option<&'a [u8]>,
     pub(super) wire_version: Option<&'a [u8]>,
     pub(super) content_bytes: Option<u64>,
     /// Whether the body comes in chunks.
@@ -305,8 +304,7 @@ impl<'a> Fields<'a> {
             return set_once(&mut self.digest, value, "outboard-digest");
         }
         if is("outboard-peer") {
-            self.is_peer = true;
-            return Ok(());
+            return set_once(&mut self.peer, value, "outboard-peer");
         }
         if is("outboard-wire") {
             return set_once(&mut self.wire_version, value, "outboard-wire");

@@ -155,6 +155,8 @@ enum Arrived {
     Batch(Text, Blobs),
     /// It is answered with this status and text instead.
     Refused(Status, String),
+    /// It is for a session of another shard, which is to take the connection as it is.
+    Moves(Home),
     /// The peer is gone.
     Closed,
 }
@@ -169,8 +171,8 @@ struct Connection {
     /// Who sent the last request, or is known to be there before one; nobody where that is not
     /// known, or has too many connections.
     seat: Option<Seat>,
-    /// Whether it said that it is a server.
-    is_peer: bool,
+    /// What kind of sender that was.
+    sender: Sender,
     http: http::Connection,
     input: Input,
     /// Whether it may still move to another shard, as before its first reply.
@@ -185,17 +187,17 @@ pub(super) struct Moved {
     known: Option<Identity>,
     seat: Option<Seat>,
     http: http::Connection,
-    /// The request, which is received and not answered.
-    text: Vec<u8>,
-    /// What has been received behind it.
-    behind: Vec<u8>,
+    /// The text of the request, if it has been received and not answered.
+    text: Option<Vec<u8>>,
+    /// What has been received besides and not used.
+    input: Vec<u8>,
 }
 
 /// Why requests are not answered here any more.
 enum End {
     Closed,
-    /// The request with this text is another shard's to answer.
-    Moves(Home, Vec<u8>),
+    /// The next request is another shard's to answer, that with this text if it has been received.
+    Moves(Home, Option<Vec<u8>>),
 }
 
 /// Why a request is not answered here.
@@ -212,7 +214,8 @@ impl From<Gone> for Unanswered {
 
 /// Serves a connection to its end, then ends the sessions that it opened.
 pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
-    let entry = Rc::new(ConnectionEntry::new(socket.handle()));
+    let staging = Heap::new(Arc::clone(&shard.config.staging));
+    let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
     let known = match shard.introduce(&mut socket, &entry).await {
         Ok(known) => known,
@@ -227,7 +230,7 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
     let mut connection = Connection {
         known,
         seat: None,
-        is_peer: false,
+        sender: Sender::Client,
         http: http::Connection::new(shard.config.http),
         input: Input::default(),
         may_move: shard.nodes.differ(),
@@ -245,18 +248,30 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
 
 /// Serves a connection that another shard has begun to serve.
 pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
-    let Moved { socket, known, seat, http, text, behind } = moved;
+    let Moved { socket, known, seat, http, text, input } = moved;
     let socket = Socket::attach(&shard.reactor, socket);
     let staging = Heap::new(Arc::clone(&shard.config.staging));
     let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
     entry.idle.set(false);
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
-    let input = Input { held: Held::Joined(behind), start: 0 };
+    let input = Input { held: Held::Joined(input), start: 0 };
     let may_move = false;
-    let connection =
-        Connection { known, seat, http, input, may_move, shard, socket, entry, owner, taken: 0 };
+    let sender = Sender::Client;
+    let connection = Connection {
+        known,
+        seat,
+        sender,
+        http,
+        input,
+        may_move,
+        shard,
+        socket,
+        entry,
+        owner,
+        taken: 0,
+    };
     connection.receive_into_share();
-    connection.serve(Some(text)).await;
+    connection.serve(text).await;
 }
 
 impl Connection {
@@ -279,12 +294,16 @@ impl Connection {
         shard.connection_ended();
     }
 
-    /// What another shard needs in order to go on with the request that has this text.
-    fn leave(self, text: Vec<u8>) -> io::Result<Moved> {
-        let Connection { socket, known, seat, http, input, entry, .. } = self;
+    /// What another shard needs in order to go on, with the request that has this text or with the
+    /// head of the next one, which is there and not used.
+    fn leave(self, text: Option<Vec<u8>>) -> io::Result<Moved> {
+        let Connection { socket, known, seat, mut http, input, entry, shard, .. } = self;
         drop(entry);
-        let (socket, behind) = (socket.detach()?, input.bytes().to_vec());
-        Ok(Moved { socket, known, seat, http, text, behind })
+        if text.is_none() {
+            http = http::Connection::new(shard.config.http);
+        }
+        let (socket, input) = (socket.detach()?, input.bytes().to_vec());
+        Ok(Moved { socket, known, seat, http, text, input })
     }
 
     async fn exchange_all(&mut self, text: Option<Vec<u8>>) -> io::Result<End> {
@@ -305,6 +324,7 @@ impl Connection {
                     }
                     continue;
                 }
+                Arrived::Moves(home) => return Ok(End::Moves(home, None)),
                 Arrived::Closed => return Ok(End::Closed),
             };
             // The text lies in the input, which nothing is received into before the reply.
@@ -320,7 +340,7 @@ impl Connection {
                 Err(Unanswered::Moves(to)) => {
                     let text = text.to_vec();
                     self.input = input;
-                    return Ok(End::Moves(to, text));
+                    return Ok(End::Moves(to, Some(text)));
                 }
             };
             self.input = input;
@@ -376,13 +396,9 @@ impl Connection {
 
     /// Says of a batch who has sent it.
     fn introduce<'t>(&self, batch: Batch<'t>) -> Batch<'t> {
-        let Some(seat) = &self.seat else { return batch };
-        let identity = seat.identity();
-        let batch = batch.of_identity(identity);
-        match self.shard.access.borrow().is_peer(identity) {
-            true => batch.of_peer(Sender::PeerOfAll),
-            false if self.is_peer => batch.of_peer(Sender::Peer),
-            false => batch,
+        match &self.seat {
+            Some(seat) => batch.of_identity(seat.identity()).of_sender(self.sender),
+            None => batch,
         }
     }
 
@@ -431,12 +447,21 @@ impl Connection {
             match step.event {
                 Event::Request(request) => {
                     let (length, expects_continue) = (request.body, request.expects_continue);
-                    let is_peer = request.is_peer;
-                    let hash = hash_of(&self.shard.config.hash, request.digest, is_peer);
+                    let route = request.peer;
+                    let hash = hash_of(&self.shard.config.hash, request.digest, route.is_some());
                     let access = &self.shard.access;
                     let identity = access.borrow().of_request(request.authorization, self.known);
+                    if let Ok(identity) = identity {
+                        self.sender = self.shard.sender(identity, route.is_some());
+                        let route = route.unwrap_or_default();
+                        let engine = self.shard.engine.borrow();
+                        if let Some(home) =
+                            engine.elsewhere(self.sender, identity, self.owner, route)
+                        {
+                            return Ok(Arrived::Moves(home));
+                        }
+                    }
                     self.input.consume(consumed);
-                    self.is_peer = is_peer;
                     match identity {
                         Ok(identity) if self.sit(identity) => {}
                         Ok(_) => return Ok(self.crowded()),
@@ -470,7 +495,12 @@ impl Connection {
 
     async fn arrive_body(&mut self, length: BodyLength, hash: Option<Hash>) -> io::Result<Arrived> {
         let shard = Rc::clone(&self.shard);
-        let staging = self.entry.staging.borrow().clone();
+        // What a peer sends for one client is in no memory that another's has been in.
+        let own = match self.sender {
+            Sender::Client => None,
+            Sender::Peer | Sender::PeerOfAll => self.share(),
+        };
+        let staging = own.unwrap_or_else(|| self.entry.staging.borrow().clone());
         let mut body = Body::new(&shard.config, &staging, length, hash);
         loop {
             let slice_bytes = shard.piece(self.owner, shard.config.shard.io_slice_bytes);
@@ -624,10 +654,16 @@ impl Connection {
 
     /// From now on bodies go where the identity's bodies may.
     fn receive_into_share(&self) {
-        let Some(seat) = &self.seat else { return };
+        if let Some(heap) = self.share() {
+            self.entry.staging.replace(heap);
+        }
+    }
+
+    /// Memory for bodies of the identity.
+    fn share(&self) -> Option<Heap> {
+        let seat = self.seat.as_ref()?;
         let leaves_room = self.shard.access.borrow().may_be_several();
-        let bodies = seat.tenant().bodies(&self.shard.config.staging, leaves_room);
-        self.entry.staging.replace(Heap::new(bodies));
+        Some(Heap::new(seat.tenant().bodies(&self.shard.config.staging, leaves_room)))
     }
 
     /// The request came from somebody who has too many connections; its body is not looked at.
@@ -678,6 +714,15 @@ fn bad_body(error: &BodyError) -> Arrived {
 }
 
 impl Shard {
+    /// What kind of sender an identity is, which may have said that it is a server.
+    fn sender(&self, identity: Identity, says_peer: bool) -> Sender {
+        match self.access.borrow().is_peer(identity) {
+            true => Sender::PeerOfAll,
+            false if says_peer => Sender::Peer,
+            false => Sender::Client,
+        }
+    }
+
     /// Who the peer is, as far as the connection alone tells: by its certificate, or else by its
     /// address.
     async fn introduce(

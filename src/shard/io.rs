@@ -41,7 +41,7 @@ const LOW_WATER_BYTES: usize = 512 << 10;
 /// Where so little is received at once, a shard is woken for every byte.
 const LOW_WATER_BYTES_MIN: usize = 128 << 10;
 
-/// The congestion control of connections from this machine: any that does not pace. One that does
+/// The congestion control of connections within this machine: any that does not pace. One that does
 /// (BBR) holds back what it sends, and loses to its timers what there is no wire to gain from.
 /// Everybody may choose this one (`tcp(7)`, `tcp_allowed_congestion_control`).
 const UNPACED: &[u8] = b"reno";
@@ -71,6 +71,12 @@ pub(super) fn local_address(listener: &OwnedFd) -> io::Result<SocketAddr> {
         .local_addr()?
         .as_socket()
         .ok_or_else(|| io::Error::other("not an internet address"))
+}
+
+fn do_not_pace(socket: &SockRef<'_>) {
+    if let Err(error) = socket.set_tcp_congestion(UNPACED) {
+        debug!(%error, "the system's congestion control stays");
+    }
 }
 
 /// A listening socket. Several may share an address; the kernel spreads connections over them.
@@ -104,8 +110,8 @@ impl Listener {
         socket.set_tcp_user_timeout(Some(send_pause_max))?;
         let peer = socket.peer_addr()?.as_socket().map(|peer| peer.ip());
         let copies = peer.is_none_or(|peer| peer.to_canonical().is_loopback());
-        if copies && let Err(error) = socket.set_tcp_congestion(UNPACED) {
-            debug!(%error, "the system's congestion control stays");
+        if copies {
+            do_not_pace(&socket);
         }
         Ok(Socket { peer, ..Socket::new(&self.reactor, accepted, !copies) })
     }
@@ -123,6 +129,9 @@ pub(super) async fn connect(
     let fd = Rc::new(OwnedFd::from(socket));
     reactor.ring().connect(&fd, address).await.result?;
     let copies = address.ip().to_canonical().is_loopback();
+    if copies {
+        do_not_pace(&SockRef::from(&*fd));
+    }
     Ok(Socket { peer: Some(address.ip()), ..Socket::new(reactor, fd, !copies) })
 }
 

@@ -1,7 +1,7 @@
 //! Messages between shards: a closed set, over bounded queues.
 //!
 //! A command that names a session of another shard goes there as text, with the blob that it
-//! names, and its outcome comes back. A connection may go once (`moving`). Nothing else crosses.
+//! names, and its outcome comes back. A connection may go itself (`moving`). Nothing else crosses.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

@@ -72,6 +72,30 @@ impl From<Unsent> for Trouble {
     }
 }
 
+/// Where an errand goes.
+#[derive(Clone, Copy)]
+struct To<'e> {
+    peer: &'e Peer,
+    /// A session there, or nothing.
+    route: &'e str,
+}
+
+impl To<'_> {
+    /// The head of a request.
+    fn head(self, body_bytes: u64) -> Vec<u8> {
+        let To { peer: Peer { host, token, .. }, route } = self;
+        let authorization = match token {
+            Some(token) => format!("Authorization: Bearer {token}\r\n"),
+            None => String::new(),
+        };
+        format!(
+            "POST /batch HTTP/1.1\r\nHost: {host}\r\nOutboard-Peer: {route}\r\n{authorization}\
+             Content-Length: {body_bytes}\r\n\r\n"
+        )
+        .into_bytes()
+    }
+}
+
 /// What a connection is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Lane {
@@ -152,8 +176,8 @@ impl Errands {
         while self.0.len() >= PeerLimits::ERRANDS_PER_BATCH_MAX {
             self.join_first(cancel, batch).await?;
         }
-        let Errand { index, host, work } = errand;
-        let task = Rc::clone(shard).run_errand(host, work);
+        let Errand { index, host, route, work } = errand;
+        let task = Rc::clone(shard).run_errand(host, route, work);
         self.0.push_back((index, shard.reactor.spawn(task)));
         Ok(())
     }
@@ -184,13 +208,19 @@ impl Errands {
 }
 
 impl Shard {
-    async fn run_errand(self: Rc<Self>, host: String, work: Work) -> Result<(), Cause> {
+    async fn run_errand(
+        self: Rc<Self>,
+        host: String,
+        route: String,
+        work: Work,
+    ) -> Result<(), Cause> {
         self.waits.want_ticks();
         let Some(peer) = self.config.peers.find(&host) else {
             return Err(Cause::PeerUnknown { host });
         };
+        let to = To { peer: &peer, route: &route };
         let outcome = match work {
-            Work::Copies(parcels) => self.copy_to(&peer, parcels).await,
+            Work::Copies(parcels) => self.copy_to(to, parcels).await,
             Work::Event { text, after } => {
                 for (session, fence) in &after {
                     let wait = WaitFor::Device { session: *session, fence: *fence };
@@ -198,7 +228,7 @@ impl Shard {
                     let _ = self.wait(&Cancel::default(), &wait).await;
                 }
                 self.engine.borrow_mut().has_reached(&after)?;
-                self.send_event(&peer, &text).await
+                self.send_event(to, &text).await
             }
         };
         outcome.map_err(|trouble| {
@@ -207,9 +237,9 @@ impl Shard {
         })
     }
 
-    async fn send_event(self: &Rc<Self>, peer: &Peer, text: &str) -> Result<(), Trouble> {
-        let (seat, mut link) = self.link_to(peer, Lane::Events).await?;
-        let mut request = head(peer, BLOB_HEAD_BYTES + text.len() as u64);
+    async fn send_event(self: &Rc<Self>, to: To<'_>, text: &str) -> Result<(), Trouble> {
+        let (seat, mut link) = self.link_to(to.peer, Lane::Events).await?;
+        let mut request = to.head(BLOB_HEAD_BYTES + text.len() as u64);
         put_blob_head(&mut request, Digest([0xff; 32]), text.len() as u64);
         request.extend_from_slice(text.as_bytes());
         link.socket.cork(request);
@@ -219,8 +249,8 @@ impl Shard {
     }
 
     /// Sends buffers, and waits until the peer has taken them.
-    async fn copy_to(self: &Rc<Self>, peer: &Peer, parcels: Vec<Parcel>) -> Result<(), Trouble> {
-        let (seat, mut link) = self.link_to(peer, Lane::Copies).await?;
+    async fn copy_to(self: &Rc<Self>, to: To<'_>, parcels: Vec<Parcel>) -> Result<(), Trouble> {
+        let (seat, mut link) = self.link_to(to.peer, Lane::Copies).await?;
         let (mut answers, mut outcome) = (0, Ok(()));
         let mut parcels = parcels.into_iter().peekable();
         while let Some(first) = parcels.next() {
@@ -233,7 +263,7 @@ impl Shard {
                 bytes += next.bytes;
                 group.push(next);
             }
-            if let Err(trouble) = self.send_copies(&mut link, peer, group).await {
+            if let Err(trouble) = self.send_copies(&mut link, to, group).await {
                 // A peer that refuses a request may say why before it hangs up.
                 let said = self.receive_reply(&mut link).await;
                 return Err(said.ok().and_then(Result::err).unwrap_or(trouble));
@@ -255,13 +285,13 @@ impl Shard {
     async fn send_copies(
         &self,
         link: &mut Link,
-        peer: &Peer,
+        to: To<'_>,
         group: Vec<Parcel>,
     ) -> Result<(), Trouble> {
         let commands: Vec<&str> = group.iter().map(|parcel| parcel.command.as_str()).collect();
         let text = format!("[{}]", commands.join(", "));
         let blobs: u64 = group.iter().map(|parcel| BLOB_HEAD_BYTES + parcel.bytes).sum();
-        let mut request = head(peer, blobs + BLOB_HEAD_BYTES + text.len() as u64);
+        let mut request = to.head(blobs + BLOB_HEAD_BYTES + text.len() as u64);
         for parcel in group {
             put_blob_head(&mut request, parcel.name, parcel.bytes);
             link.socket.cork(std::mem::take(&mut request));
@@ -403,20 +433,6 @@ const BLOB_HEAD_BYTES: u64 = 40;
 fn put_blob_head(to: &mut Vec<u8>, name: Digest, bytes: u64) {
     to.extend_from_slice(&name.0);
     to.extend_from_slice(&bytes.to_le_bytes());
-}
-
-/// The head of a request.
-fn head(peer: &Peer, body_bytes: u64) -> Vec<u8> {
-    let authorization = match &peer.token {
-        Some(token) => format!("Authorization: Bearer {token}\r\n"),
-        None => String::new(),
-    };
-    let host = &peer.host;
-    format!(
-        "POST /batch HTTP/1.1\r\nHost: {host}\r\nOutboard-Peer: 1\r\n{authorization}\
-         Content-Length: {body_bytes}\r\n\r\n"
-    )
-    .into_bytes()
 }
 
 /// What a peer's answer says, in words for whoever sent the batch.

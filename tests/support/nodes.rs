@@ -46,8 +46,8 @@ impl Platform for Written {
         self.platform.open_within(index, quota)
     }
 
-    fn compile(&mut self, index: u64, source: Arc<[u8]>) -> compile::Ticket {
-        self.platform.compile(index, source)
+    fn compile(&mut self, asker: compile::Asker, index: u64, source: Arc<[u8]>) -> compile::Ticket {
+        self.platform.compile(asker, index, source)
     }
 }
 

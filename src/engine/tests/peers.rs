@@ -19,8 +19,10 @@ fn event_of_another_host_comes_after_all_devices_of_its_client() {
     let text = format!("{EXEC}, Event({FAR}, 7, session=$b), BufferAlloc(2, 4, $spec, session=$b)");
     let mut batch = parse(&text);
     let Progress::Peer(errand) = bench.engine.advance(&mut batch, bench.now) else { panic!() };
-    let Errand { index: 1, host, work: Work::Event { text, after } } = errand else { panic!() };
-    assert_eq!(host, "far:1");
+    let Errand { index: 1, host, route, work: Work::Event { text, after } } = errand else {
+        panic!()
+    };
+    assert_eq!((&host[..], &route[..]), ("far:1", "3 far:1 n"));
     let session = "session=SessionKey(host='far:1', idx=3, nonce='n')";
     assert_eq!(text, format!("[Event({session}, event_{session}, event=7)]"));
     // The batch goes on meanwhile, up to its end.
@@ -89,7 +91,7 @@ fn batch_of_another_server_copies_and_sets_events_and_nothing_else() {
     let mut bench = Bench::new();
     bench.ok(READY);
     let mut run = |text: &str| {
-        let mut batch = parse(text).of_peer(Sender::Peer);
+        let mut batch = parse(text).of_sender(Sender::Peer);
         let progress = bench.engine.advance(&mut batch, bench.now);
         let Progress::Done(reply) = progress else { panic!("{progress:?}") };
         match reply {
