@@ -30,8 +30,8 @@
 //! client is not still waiting for `100 Continue`; that rest is then dropped. Everything else
 //! closes it. The same rule holds when the caller answers before a body is complete.
 //!
-//! Reading order: `connection`, `head`, `route`, `chunked`, `response`; `reply`, the other side: what
-//! another server answers to this one.
+//! Reading order: `connection`, `head`, `route`, `chunked`, `response`; `reply`, the other side:
+//! what another server answers to this one.
 
 #![forbid(unsafe_code)]
 

@@ -9,8 +9,8 @@
 //! of it; to keep two hosts of it apart, each is trusted on its own as well, and the narrowest
 //! network that an address is in decides.
 //!
-//! Reading order: this file, `network`, `tokens`, `certificates`; `peers`, the other direction: whom
-//! this server goes to, and as whom.
+//! Reading order: this file, `network`, `tokens`, `certificates`; `peers`, the other direction:
+//! whom this server goes to, and as whom.
 #![forbid(unsafe_code)]
 
 mod certificates;

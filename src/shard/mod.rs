@@ -5,9 +5,8 @@
 //! (`engine`).
 //!
 //! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `body`,
-//! `memory`, `crowd`, `completion` (all waiting), `mesh`, `moving`, `peer` (other servers), `io` (the
-//! seam to the sockets), `tls`, `driver`
-//! (when the kernel is entered), `ring` (how).
+//! `memory`, `crowd`, `completion` (all waiting), `mesh`, `moving`, `peer` (other servers), `io`
+//! (the seam to the sockets), `tls`, `driver` (when the kernel is entered), `ring` (how).
 //!
 //! One shard's state is borrowed in one synchronous call at a time; no borrow lives across an
 //! `await`.
