@@ -123,6 +123,50 @@ fn suite_on_two(file: &str, ours: [bool; 2], passing: usize, failing: &[&str]) {
 }
 
 #[test]
+#[ignore = "part of the full client suite"]
+fn test_remote_on_two_servers_passes() {
+    suite_on_two("test_remote", [true, true], 10, &[]);
+}
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_graph_on_two_servers_passes() {
+    suite_on_two("test_graph", [true, true], 10, &[]);
+}
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_jit_on_two_servers_passes() {
+    suite_on_two("test_jit", [true, true], 48, &[]);
+}
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_multitensor_on_two_servers_passes() {
+    suite_on_two("test_multitensor", [true, true], 91, &[]);
+}
+
+/// Fails on the client's own server, which does not take several devices in one graph.
+const SCHEDULE: &str = "test_multihost_aware_schedule";
+/// Fail on the client's own server, whose graphs of the CPU take no copies.
+const COPIES: [&str; 3] =
+    ["test_graph_offset_bufs", "test_order_copy_then_read", "test_order_copy_writed"];
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_remote_on_this_server_and_the_clients_own_passes() {
+    suite_on_two("test_remote", [true, false], 9, &[SCHEDULE]);
+    suite_on_two("test_remote", [false, true], 9, &[SCHEDULE]);
+}
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_graph_on_this_server_and_the_clients_own_passes() {
+    suite_on_two("test_graph", [true, false], 10, &[]);
+    suite_on_two("test_graph", [false, true], 7, &COPIES);
+}
+
+#[test]
 fn test_tiny_on_the_server_passes() {
     suite("test_tiny", 13, 120);
 }
