@@ -34,7 +34,7 @@ fn sessions_never_freed_are_bounded_and_end_with_their_connection() {
 fn new_buffer_holds_nothing_of_another_session() {
     let server = Server::builder().arg("--shards=1").start();
     // Cut from a segment, a segment of its own, memory that was a blob's.
-    for bytes in [4096, 5 << 16, 40 << 20] {
+    for bytes in [4096_usize, 5 << 16, 40 << 20] {
         let secret = vec![0xa5; bytes.min(1 << 16)];
         for round in 0..3 {
             let mut owner = Client::connect(server.address(), &format!("owner{round}"));
