@@ -65,7 +65,7 @@ fn wait(at: &Client, number: u64) -> String {
 
 /// Bytes that are nowhere the same.
 fn pattern(bytes: u64) -> Vec<u8> {
-    (0..bytes / 4).flat_map(|word| (word as u32).wrapping_mul(0x9e37_79b1).to_le_bytes()).collect()
+    (0..).flat_map(|word: u32| word.wrapping_mul(0x9e37_79b1).to_le_bytes()).take(bytes).collect()
 }
 
 /// A server that is none: what it accepts is `serve`d, one after the other.
