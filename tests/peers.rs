@@ -65,7 +65,8 @@ fn wait(at: &Client, number: u64) -> String {
 
 /// Bytes that are nowhere the same.
 fn pattern(bytes: u64) -> Vec<u8> {
-    (0..).flat_map(|word: u32| word.wrapping_mul(0x9e37_79b1).to_le_bytes()).take(bytes).collect()
+    let words = (0..u32::MAX).map(|word| word.wrapping_mul(0x9e37_79b1));
+    words.flat_map(u32::to_le_bytes).take(usize::try_from(bytes).unwrap()).collect()
 }
 
 /// A server that is none: what it accepts is `serve`d, one after the other.

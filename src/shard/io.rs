@@ -216,7 +216,7 @@ impl Socket {
         }
     }
 
-    /// Takes the connection from its shard. Handles to it should be gone: they keep the socket open.
+    /// Takes the connection from its shard. Handles to it should be gone, or they keep it open.
     pub(super) fn detach(self) -> io::Result<Detached> {
         self.low_water.set(&self.fd, 1)?;
         let Socket { fd, corked, early, is_drained, sends_in_place, peer, tls, .. } = self;
