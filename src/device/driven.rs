@@ -20,9 +20,10 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
+use super::backoff::Watch;
 use super::packet::{self, Address, Packet, Step, VARIABLE};
 use super::remote::SIZES;
-use super::ring::{Place, Ring};
+use super::ring::{Patience, Place, Ring};
 use super::segment::Segment;
 use super::shared::{Budget, Heap, to_u64, to_usize};
 use super::timeline::{PAGE_BYTES, Words};
@@ -103,6 +104,8 @@ pub(super) struct Driven<'d> {
     /// Packets taken from the ring.
     taken: u64,
     waiting: VecDeque<Waiting>,
+    /// How far the device was at the last look.
+    completed: Fence,
     stall: Option<Stall>,
     segments: Vec<Option<Memory>>,
     /// `None` where a program could not be loaded.
@@ -110,7 +113,10 @@ pub(super) struct Driven<'d> {
     graphs: Vec<Option<Graph>>,
     /// For parts of shared memory.
     heap: Heap,
-    is_parallel: bool,
+    /// How long it looks for packets.
+    patience: Patience,
+    /// Whether it looks at the device, which has work, before it asks to be told.
+    watch: Watch,
 }
 
 /// Packets that are taken before the device is looked at, which takes as long as one of them.
@@ -134,12 +140,14 @@ impl<'d> Driven<'d> {
             device,
             taken: 0,
             waiting: VecDeque::new(),
+            completed: Fence::default(),
             stall: None,
             segments: Vec::new(),
             programs: Vec::new(),
             graphs: Vec::new(),
             heap: Heap::scratch(Arc::new(Budget::new(0))),
-            is_parallel: cores::are_several(),
+            patience: Patience::new(cores::are_several()),
+            watch: Watch::default(),
         }
     }
 
@@ -154,27 +162,38 @@ impl<'d> Driven<'d> {
             let mut progress = self.settle()?;
             if is_ready {
                 progress |= self.take()?;
-            } else if self.device.poll(Instant::now()).completed >= opened {
+            } else if self.completed >= opened {
                 self.ring.set_ready();
                 (is_ready, progress) = (true, true);
             }
             if progress {
-                idle = None;
+                if let Some(since) = idle.take() {
+                    self.patience.found(since.elapsed());
+                }
                 continue;
             }
-            let since = *idle.get_or_insert_with(Instant::now);
-            let looked = since.elapsed();
-            if self.is_parallel && looked < DeviceLimits::WORKER_SPIN_LONG {
+            let opened = (!is_ready).then_some(opened);
+            let now = Instant::now();
+            let since = *idle.get_or_insert(now);
+            let looked = now - since;
+            if looked < self.patience.limit() || self.watches(opened, now) {
                 if looked >= DeviceLimits::WORKER_SPIN {
                     rustix::thread::sched_yield();
                 }
                 (0..16).for_each(|_| std::hint::spin_loop());
                 continue;
             }
-            self.sleep(if is_ready { None } else { Some(opened) })?;
+            self.sleep(opened)?;
+            self.patience.slept(since.elapsed());
             idle = None;
         }
         Ok(())
+    }
+
+    /// Whether the device has work that is likely to be done soon.
+    fn watches(&mut self, opened: Option<Fence>, now: Instant) -> bool {
+        let fence = opened.or_else(|| self.next_fence());
+        fence.is_some_and(|fence| self.watch.goes_on(fence, self.completed, now))
     }
 
     /// Takes a few packets, as far as there are any and the next has not to wait. Whether there was
@@ -241,6 +260,7 @@ impl<'d> Driven<'d> {
     /// Does what had to wait for the device, as far as the device has come. Whether there was any.
     fn settle(&mut self) -> Result<bool, End> {
         let status = self.device.poll(Instant::now());
+        self.completed = status.completed;
         let mut progress = false;
         while self.waiting.front().is_some_and(|next| next.fence <= status.completed)
             && let Some(next) = self.waiting.pop_front()

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, Watch};
 use super::budget::Account;
 use super::imports::{self, Imports};
 use super::packet::{self, Address, Packet};
@@ -104,6 +104,7 @@ pub(super) struct Link {
     /// Nothing is done on the only core while somebody looks.
     can_linger: bool,
     lingering: Backoff,
+    watch: Watch,
     watchdog: Watchdog,
     lost: Option<DeviceError>,
     words: Vec<u64>,
@@ -149,6 +150,7 @@ impl Link {
             armed: None,
             can_linger: cores::are_several(),
             lingering: Backoff::default(),
+            watch: Watch::default(),
             watchdog: Watchdog::new(config.kernel_time_max),
             lost: None,
             words: Vec::new(),
@@ -524,6 +526,12 @@ impl Link {
             (0..16).for_each(|_| std::hint::spin_loop());
         }
         self.lingering.succeeded();
+    }
+
+    /// Whether to look again at once. A worker that runs kernels itself may need the very core.
+    pub(super) fn watch(&mut self, fence: Fence, now: Instant) -> bool {
+        let is_near = self.kind == Kind::Driver && self.lost.is_none();
+        is_near && self.watch.goes_on(fence, Fence(self.ring.completed()), now)
     }
 
     pub(super) fn arm(&mut self, fence: Fence) {

@@ -496,6 +496,13 @@ pub trait Device {
     /// meanwhile, for [`crate::config::DeviceLimits::LINGER`] at most.
     fn linger(&mut self, fence: Fence);
 
+    /// Whether to look again at once for `fence`, if it has not been reached, instead of asking for
+    /// the doorbell: for [`crate::config::DeviceLimits::WATCH`] at most. The caller lets others
+    /// have their turn between two looks.
+    fn watch(&mut self, _fence: Fence, _now: Instant) -> bool {
+        false
+    }
+
     /// Asks for the doorbell to ring when `fence` is reached. The caller polls once more after this
     /// call, since the fence may have been reached just before it. Of several fences asked for, the
     /// earliest that has not been reached counts, and it rings once; the others are asked for again

@@ -433,6 +433,10 @@ impl Device for Remote {
         self.link.linger(fence);
     }
 
+    fn watch(&mut self, fence: Fence, now: Instant) -> bool {
+        self.link.watch(fence, now)
+    }
+
     fn arm(&mut self, fence: Fence) {
         self.link.arm(fence);
     }

@@ -359,15 +359,20 @@ impl Patience {
         Patience { short, long, limit: short, backoff: Backoff::default() }
     }
 
+    /// How long to look.
+    pub(super) fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// After a look that was not in vain.
-    fn found(&mut self, looked: Duration) {
+    pub(super) fn found(&mut self, looked: Duration) {
         if looked >= self.short {
             self.backoff.succeeded();
         }
     }
 
     /// After a sleep: `idle` is the time from the last packet to the next.
-    fn slept(&mut self, idle: Duration) {
+    pub(super) fn slept(&mut self, idle: Duration) {
         if self.limit > self.short {
             self.limit = self.short;
             self.backoff.failed();

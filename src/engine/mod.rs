@@ -341,6 +341,14 @@ impl Engine {
         }
     }
 
+    /// Whether to ask about a wait that has not ended again at once, after others had their turn,
+    /// instead of waiting for a doorbell. True for a bounded time.
+    pub fn is_soon(&mut self, wait: &WaitFor, now: Instant) -> bool {
+        let WaitFor::Device { session, fence } = wait else { return false };
+        let session = self.sessions.by_id_mut(*session);
+        session.is_some_and(|session| session.watch(*fence, now) && !session.reached(*fence, now))
+    }
+
     /// Looks after devices that have work or have been lost: frees what they are done with, stops
     /// what ran for too long. Returns whether any still has work, so that this must be called
     /// again.

@@ -280,6 +280,11 @@ impl Session {
         }
     }
 
+    /// Whether to look again at once for `fence`, if it has not been reached.
+    pub(super) fn watch(&mut self, fence: Fence, now: Instant) -> bool {
+        self.device.as_mut().is_some_and(|device| device.watch(fence, now))
+    }
+
     pub(super) fn arm(&mut self, fence: Fence) {
         if let Some(device) = &mut self.device {
             device.arm(fence);

@@ -91,6 +91,9 @@ impl Shard {
         self.waits.want_ticks();
         // On a machine with few cores a worker process may have to run where this shard does.
         let _yielded = matches!(wait, WaitFor::Device { .. }).then(|| self.reactor.yield_core());
+        while self.is_soon(wait) {
+            self.reactor.turn().await;
+        }
         poll_fn(|cx| {
             let waker = cx.waker();
             if cancel.is_cancelled(waker) {
@@ -119,6 +122,10 @@ impl Shard {
             Poll::Pending
         })
         .await
+    }
+
+    fn is_soon(&self, wait: &WaitFor) -> bool {
+        self.engine.borrow_mut().is_soon(wait, Instant::now())
     }
 
     /// Gives each newly opened device a task that listens to its doorbell.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use outboard::device::isolated::Isolated;
 use outboard::device::shared::Heap;
 use outboard::device::{
-    Device, GraphBuffer, GraphInt, GraphRun, GraphStep, Launch, Program, Source,
+    Device, Fence, GraphBuffer, GraphInt, GraphRun, GraphStep, Launch, Program, Source,
 };
 
 use crate::rig::*;
@@ -17,6 +17,7 @@ use crate::rig::*;
 #[ignore = "prints figures, which only a quiet machine and a release build make worth reading"]
 fn figures() {
     let Some(empty) = object("void empty(void) {}") else { return };
+    pin();
     let rig = Rig::new();
     opening(&rig);
     let mut device = rig.open();
@@ -38,6 +39,14 @@ fn figures() {
     }
 }
 
+/// Keeps this thread on one core, as a shard's is.
+fn pin() {
+    let first = *outboard::cores::allowed().unwrap().first().unwrap();
+    let mut core = rustix::thread::CpuSet::new();
+    core.set(first);
+    rustix::thread::sched_setaffinity(None, &core).unwrap();
+}
+
 fn figure(name: &str, times: u32, start: Instant) {
     eprintln!("{name:40} {:>12.3?}", start.elapsed() / times);
 }
@@ -57,20 +66,36 @@ fn opening(rig: &Rig) {
 }
 
 fn round_trips(device: &mut dyn Device, program: &Program) {
-    let start = Instant::now();
-    for _ in 0..2_000 {
-        let fence = launch(device, program, &[], &[]);
+    let each = |name: &str, device: &mut dyn Device, wait: fn(&mut dyn Device, Fence)| {
+        let mut times: Vec<Duration> = (0..2_000)
+            .map(|_| {
+                let start = Instant::now();
+                let fence = launch(device, program, &[], &[]);
+                wait(device, fence);
+                start.elapsed()
+            })
+            .collect();
+        times.sort();
+        let mean = times.iter().sum::<Duration>() / 2_000;
+        let (middle, late) = (times[1_000], times[1_980]);
+        eprintln!("{name:40} {middle:>12.3?}, mean {mean:.3?}, of a hundred the last {late:.3?}");
+    };
+    each("launch and doorbell, round trip", device, |device, fence| wait(device, fence));
+    each("launch, linger and doorbell, round trip", device, |device, fence| {
+        device.linger(fence);
         wait(device, fence);
-    }
-    figure("launch and doorbell, round trip", 2_000, start);
-    let start = Instant::now();
-    for _ in 0..2_000 {
-        let fence = launch(device, program, &[], &[]);
+    });
+    each("launch, watch and doorbell, round trip", device, |device, fence| {
+        device.linger(fence);
+        while device.watch(fence, Instant::now()) && device.poll(Instant::now()).completed < fence {
+        }
+        wait(device, fence);
+    });
+    each("launch and spin, round trip", device, |device, fence| {
         while device.poll(Instant::now()).completed < fence {
             std::hint::spin_loop();
         }
-    }
-    figure("launch and spin, round trip", 2_000, start);
+    });
 }
 
 fn submissions(device: &mut Isolated, program: &Program) {

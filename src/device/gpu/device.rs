@@ -26,7 +26,7 @@ use super::staging::{Inbox, Outbox};
 use super::watch::{Timers, Watchdog};
 use crate::config::{DeviceLimits, GpuLimits};
 use crate::cores;
-use crate::device::backoff::Backoff;
+use crate::device::backoff::{Backoff, Watch};
 use crate::device::budget::{Budget, Charge};
 use crate::device::shared::Range;
 use crate::device::{
@@ -104,6 +104,7 @@ pub struct GpuDevice {
     lingering: Backoff,
     watchdog: Watchdog,
     /// With how far the work had come.
+    watch: Watch,
     lost: Option<(DeviceError, u64)>,
     /// Memory of the last launch's arguments.
     pub(super) arguments: Vec<u8>,
@@ -141,6 +142,7 @@ impl GpuDevice {
             watchdog: Watchdog::new(time_max),
             lost: None,
             arguments: Vec::new(),
+            watch: Watch::default(),
         })
     }
 
@@ -729,6 +731,11 @@ impl Device for GpuDevice {
         let earlier = |armed: u64| armed > completed && armed <= fence.0;
         if self.lost.is_some() || fence.0 <= completed || self.armed.is_some_and(earlier) {
             return;
+    fn watch(&mut self, fence: Fence, now: Instant) -> bool {
+        let is_open = self.lost.is_none() && self.parts.is_some();
+        is_open && self.watch.goes_on(fence, Fence(self.queue.completed()), now)
+    }
+
         }
         self.armed = Some(fence.0);
         if self.parts.is_some() {
