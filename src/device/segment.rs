@@ -8,15 +8,16 @@
 //! machine where this was measured 11 GB/s of pages come into being that way, and 1 GB/s by being
 //! touched. Huge pages also make a worker's first access to memory that the server filled free.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -126,14 +127,47 @@ impl Drop for Mapping {
 /// A sealed memfd and its mapping in this process. It can neither shrink nor grow, so no access
 /// inside the mapping can fault for lack of a file.
 pub(super) struct SharedFile {
+    /// What drivers know of the memory, which ends before the memory does: fields are dropped in
+    /// this order.
+    attached: Mutex<Vec<Box<dyn Any + Send>>>,
+    is_claimed: AtomicBool,
     mapping: Mapping,
+    is_writable: bool,
     fd: OwnedFd,
 }
 
 impl SharedFile {
     fn create(name: &str, bytes: usize) -> io::Result<SharedFile> {
         let fd = create_sealed(name, bytes)?;
-        Ok(SharedFile { mapping: Mapping::open(&fd, bytes, true)?, fd })
+        SharedFile::open(fd, bytes, true)
+    }
+
+    /// A file of another process. `is_writable` must be what the descriptor allows.
+    fn open(fd: OwnedFd, bytes: usize, is_writable: bool) -> io::Result<SharedFile> {
+        let mapping = Mapping::open(&fd, bytes, is_writable)?;
+        let (attached, is_claimed) = (Mutex::default(), AtomicBool::new(false));
+        Ok(SharedFile { attached, is_claimed, mapping, is_writable, fd })
+    }
+
+    /// Whether this process may write there.
+    pub(super) fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+
+    /// Keeps something until right before the memory is unmapped.
+    pub(super) fn attach(&self, what: Box<dyn Any + Send>) {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+    }
+
+    /// Makes the caller the one that may do with the memory what can be done once at a time. False
+    /// where there is one.
+    pub(super) fn claim(&self) -> bool {
+        !self.is_claimed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Lets another caller do it.
+    pub(super) fn disclaim(&self) {
+        self.is_claimed.store(false, Ordering::Release);
     }
 
     pub(super) fn mapping(&self) -> &Mapping {
@@ -192,8 +226,7 @@ impl Segment {
 
     /// A segment of another process. `writable` must be what the descriptor allows.
     pub(super) fn open(fd: OwnedFd, bytes: u64, writable: bool) -> io::Result<Rc<Segment>> {
-        let mapping = Mapping::open(&fd, to_usize(bytes), writable)?;
-        Ok(Segment::of(SharedFile { mapping, fd }))
+        Ok(Segment::of(SharedFile::open(fd, to_usize(bytes), writable)?))
     }
 
     fn of(file: SharedFile) -> Rc<Segment> {
@@ -248,7 +281,9 @@ impl Drop for Segment {
             grave.push(Dead::Segment(self.id));
         }
         let file = self.file.take().expect("taken only here");
-        if file.mapping().bytes() >= DeviceLimits::UNMAP_ELSEWHERE_BYTES_MIN {
+        // What a driver knows of it takes long to end.
+        let is_claimed = file.is_claimed.load(Ordering::Acquire);
+        if is_claimed || file.mapping().bytes() >= DeviceLimits::UNMAP_ELSEWHERE_BYTES_MIN {
             unmap_elsewhere(file);
         }
     }

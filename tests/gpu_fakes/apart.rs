@@ -16,6 +16,7 @@ use outboard::device::{
 
 use crate::rig::*;
 use crate::support::fakes::Watch;
+use crate::uploads;
 
 /// The platform in the server's process, and what it must leave as it was.
 struct Server {
@@ -128,6 +129,23 @@ fn bytes_of_any_length_come_back_as_they_went() {
         }
         drop(device);
         server.finish();
+    });
+}
+
+#[test]
+fn segment_that_comes_back_is_registered_by_its_worker_which_cannot_write_it() {
+    let name = "apart::segment_that_comes_back_is_registered_by_its_worker_which_cannot_write_it";
+    let body = |vendor| {
+        let mut server = Server::new(vendor);
+        let mut device = server.open();
+        uploads::loop_of_uploads(&mut *device, &server.staging);
+        drop(device);
+        server.finish();
+    };
+    apart_on_fakes(name, &[], body, |ran| {
+        ran.watch.assert_clean();
+        // The first and the last session only open.
+        assert_eq!(ran.calls("cuMemcpyHtoDAsync_v2", "hipMemcpyHtoDAsync"), 3 + 4);
     });
 }
 

@@ -16,3 +16,4 @@ mod server;
 mod several;
 #[path = "../support/mod.rs"]
 mod support;
+mod uploads;

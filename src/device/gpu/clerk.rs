@@ -24,6 +24,7 @@ use super::closing::{self, Remains};
 use super::device::Stop;
 use super::driver::{DeviceInfo, DevicePointer, Driver, EventUse, Kind, LaunchLimits, Ordinal};
 use super::handles::{Context, Done, Event, Function, Module, Pinned, Pool, Stream, Trouble};
+use super::registered::{Ended, Registration};
 use crate::config::GpuLimits;
 use crate::cores;
 use crate::device::budget::Budget;
@@ -52,13 +53,15 @@ pub(super) struct Upload {
     pub(super) bytes: u64,
     /// Until here the destination is in use.
     pub(super) after: Event,
+    /// Whether the memory is to be registered first, from where it is copied then.
+    pub(super) registers: bool,
 }
 
 /// What the thread has to say.
 pub(super) enum Report {
     Loaded { number: u64, outcome: Result<Loaded, Refused> },
     Opened(Result<Box<Opened>, Stop>),
-    Uploaded { number: u64, outcome: Done<()> },
+    Uploaded { number: u64, outcome: Done<()>, registration: Option<Ended> },
 }
 
 /// A program on the device.
@@ -254,12 +257,13 @@ fn run(shared: &Shared, bell: &Arc<Bell>, jobs: &Receiver<Job>, reports: &Sender
             (Job::Load { number, image, name }, Some(context)) => {
                 report(Report::Loaded { number, outcome: load(context, &image, &name) });
             }
-            (Job::Upload(upload), Some(_)) => {
+            (Job::Upload(upload), Some(context)) => {
+                let registration = register(context, &upload);
                 let outcome = match &mut uploader {
-                    Some(uploader) => uploader.carry(&upload, bell),
+                    Some(uploader) => uploader.carry(&upload, registration.is_some(), bell),
                     None => Ok(()),
                 };
-                report(Report::Uploaded { number: upload.number, outcome });
+                report(Report::Uploaded { number: upload.number, outcome, registration });
             }
             (Job::Drop(dead), _) => drop(dead),
             // Without a context nothing was asked for.
@@ -303,6 +307,21 @@ fn load(context: &Arc<Context>, image: &[u8], name: &CString) -> Result<Loaded, 
     Ok(Loaded { module, function })
 }
 
+/// Registers the memory of an upload, where that is wanted and can be done.
+fn register(context: &Arc<Context>, upload: &Upload) -> Option<Ended> {
+    if !upload.registers {
+        return None;
+    }
+    match Registration::create(context, &upload.file) {
+        Ok(registration) => registration,
+        Err(trouble) => {
+            let why = context.driver().describe(trouble.code);
+            tracing::debug!(why, "staging memory is not registered: it is copied");
+            None
+        }
+    }
+}
+
 /// Pinned memory through which uploads go, a stream for each piece.
 pub(super) struct Uploader {
     slots: Vec<(Stream, Pinned)>,
@@ -320,16 +339,28 @@ impl Uploader {
 
     /// Copies all of it to the device. Blocks until it is there, or the device is lost: what it
     /// waits for may never end.
-    fn carry(&self, upload: &Upload, bell: &Bell) -> Done<()> {
+    fn carry(&self, upload: &Upload, is_registered: bool, bell: &Bell) -> Done<()> {
         for (stream, _) in &self.slots {
             stream.wait(&upload.after)?;
         }
-        let carried = self.enqueue(upload, bell);
+        let carried = match is_registered {
+            true => self.enqueue_whole(upload),
+            false => self.enqueue(upload, bell),
+        };
         // Whatever happened, no copy goes on behind this while the device is open.
         let settled: Vec<Done<()>> =
             self.slots.iter().map(|(stream, _)| settle_stream(stream, bell)).collect();
         carried?;
         settled.into_iter().collect()
+    }
+
+    /// All of it, from where it is.
+    fn enqueue_whole(&self, upload: &Upload) -> Done<()> {
+        let Some((stream, _)) = self.slots.first() else { return Ok(()) };
+        let from = upload.file.mapping().at(upload.offset, upload.bytes);
+        let from = from.expect("the device has checked that it lies inside");
+        // SAFETY: mapped as long as the file, which `upload` keeps until the stream is past.
+        unsafe { stream.copy_in(upload.to, from, upload.bytes) }
     }
 
     fn enqueue(&self, upload: &Upload, bell: &Bell) -> Done<()> {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::clerk::{Lent, Uploader};
 use super::driver::DevicePointer;
 use super::handles::{Context, Event, Pinned, Pool, Stream};
+use super::registered::Ended;
 
 /// What a device had. Dropped in this order once the work is done.
 pub(super) struct Remains {
@@ -23,6 +24,7 @@ pub(super) struct Remains {
     pub(super) events: Vec<Event>,
     pub(super) lent: Vec<Arc<Lent>>,
     pub(super) pinned: Vec<Pinned>,
+    pub(super) registered: Vec<Ended>,
     pub(super) memory: Vec<DevicePointer>,
     pub(super) pool: Option<Pool>,
     pub(super) streams: Vec<Stream>,
@@ -72,8 +74,8 @@ fn settle(remains: &Remains, uploader: Option<&Uploader>) -> bool {
 /// Frees the memory behind all work, then all else. What a lost context answers does not matter: it
 /// takes with it what could not be freed.
 fn give_back(context: &Arc<Context>, remains: Remains) {
-    let Remains { left, events, lent, pinned, memory, pool, streams, .. } = remains;
-    drop((left, events));
+    let Remains { left, events, lent, pinned, registered, memory, pool, streams, .. } = remains;
+    drop((left, events, registered));
     for at in memory {
         let freed = match (&pool, streams.first()) {
             (Some(pool), Some(stream)) => pool.free(at, stream),

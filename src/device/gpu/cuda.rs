@@ -429,8 +429,9 @@ impl Driver for Cuda {
         check(unsafe { (self.calls.cuMemsetD8Async)(at.0, 0, length(bytes)?, raw(stream.0)) })
     }
 
-    unsafe fn host_register(&self, at: *mut u8, bytes: usize) -> Outcome<()> {
-        let flags = sys::CU_MEMHOSTREGISTER_PORTABLE;
+    unsafe fn host_register(&self, at: *mut u8, bytes: usize, read_only: bool) -> Outcome<()> {
+        let access = if read_only { sys::CU_MEMHOSTREGISTER_READ_ONLY } else { 0 };
+        let flags = sys::CU_MEMHOSTREGISTER_PORTABLE | access;
         // SAFETY: the caller says that the memory is there and stays.
         check(unsafe { (self.calls.cuMemHostRegister_v2)(at.cast(), bytes, flags) })
     }

@@ -21,6 +21,7 @@ use super::handles::{Done, Event, Function, Module, Trouble, meaning};
 use super::launch::{self, Sizes};
 use super::memory::{Access, Allocation, Dead, Entry, Site, Table};
 use super::queue::{Lane, Queue};
+use super::registered::Registered;
 use super::signal::Signal;
 use super::staging::{Inbox, Outbox};
 use super::watch::{Timers, Watchdog};
@@ -93,8 +94,9 @@ pub struct GpuDevice {
     pub(super) gate: Option<u64>,
     programs: Table<Loading>,
     pub(super) graphs: Table<Recorded>,
+    pub(super) registered: Registered,
     /// What goes to the thread once work is done.
-    retired: VecDeque<(u64, Box<dyn Any + Send>)>,
+    pub(super) retired: VecDeque<(u64, Box<dyn Any + Send>)>,
     /// Memory of devices without pools, to be freed once work is done.
     retired_memory: VecDeque<(u64, DevicePointer)>,
     pub(super) timers: Timers,
@@ -102,9 +104,9 @@ pub struct GpuDevice {
     armed: Option<u64>,
     can_linger: bool,
     lingering: Backoff,
+    watch: Watch,
     watchdog: Watchdog,
     /// With how far the work had come.
-    watch: Watch,
     lost: Option<(DeviceError, u64)>,
     /// Memory of the last launch's arguments.
     pub(super) arguments: Vec<u8>,
@@ -133,16 +135,17 @@ impl GpuDevice {
             gate,
             programs: Table::default(),
             graphs: Table::default(),
+            registered: Registered::default(),
             retired: VecDeque::new(),
             retired_memory: VecDeque::new(),
             timers: Timers::default(),
             armed: None,
             can_linger: cores::are_several(),
             lingering: Backoff::default(),
+            watch: Watch::default(),
             watchdog: Watchdog::new(time_max),
             lost: None,
             arguments: Vec::new(),
-            watch: Watch::default(),
         })
     }
 
@@ -213,8 +216,9 @@ impl GpuDevice {
                 let why = format!("it cannot be opened: {error}");
                 self.lose(DeviceError::Lost { why });
             }
-            Report::Uploaded { number, outcome } => {
+            Report::Uploaded { number, outcome, registration } => {
                 self.gate = None;
+                self.registered.heard(number, registration);
                 match outcome {
                     Ok(()) => self.queue.clerk_did(number),
                     Err(trouble) => {
@@ -394,6 +398,7 @@ impl GpuDevice {
             events,
             lent: Vec::new(),
             pinned: Vec::new(),
+            registered: self.registered.close(),
             memory: Vec::new(),
             pool: None,
             streams,
@@ -726,16 +731,16 @@ impl Device for GpuDevice {
         }
     }
 
-    fn arm(&mut self, fence: Fence) {
-        let completed = self.queue.completed();
-        let earlier = |armed: u64| armed > completed && armed <= fence.0;
-        if self.lost.is_some() || fence.0 <= completed || self.armed.is_some_and(earlier) {
-            return;
     fn watch(&mut self, fence: Fence, now: Instant) -> bool {
         let is_open = self.lost.is_none() && self.parts.is_some();
         is_open && self.watch.goes_on(fence, Fence(self.queue.completed()), now)
     }
 
+    fn arm(&mut self, fence: Fence) {
+        let completed = self.queue.completed();
+        let earlier = |armed: u64| armed > completed && armed <= fence.0;
+        if self.lost.is_some() || fence.0 <= completed || self.armed.is_some_and(earlier) {
+            return;
         }
         self.armed = Some(fence.0);
         if self.parts.is_some() {

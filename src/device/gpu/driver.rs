@@ -195,8 +195,9 @@ pub(super) trait Driver: Send + Sync {
     unsafe fn memory_free(&self, pointer: DevicePointer) -> Outcome<()>;
     unsafe fn memory_zero(&self, at: DevicePointer, bytes: u64, stream: Stream) -> Outcome<()>;
 
-    /// Pins memory that is there already.
-    unsafe fn host_register(&self, at: *mut u8, bytes: usize) -> Outcome<()>;
+    /// Pins memory that is there already, for all contexts. What the process cannot write is
+    /// `read_only`.
+    unsafe fn host_register(&self, at: *mut u8, bytes: usize, read_only: bool) -> Outcome<()>;
     unsafe fn host_unregister(&self, at: *mut u8) -> Outcome<()>;
 
     unsafe fn copy_in(

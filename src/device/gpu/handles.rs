@@ -178,14 +178,14 @@ impl Context {
         self.call("free", |driver| unsafe { driver.memory_free(at) })
     }
 
-    /// Pins memory that is there already.
+    /// Pins memory that is there already. What this process cannot write is `read_only`.
     ///
     /// # Safety
     ///
     /// It stays mapped until it is unpinned.
-    pub(super) unsafe fn pin(&self, at: *mut u8, bytes: usize) -> Done<()> {
+    pub(super) unsafe fn pin(&self, at: *mut u8, bytes: usize, read_only: bool) -> Done<()> {
         // SAFETY: the caller keeps the memory.
-        self.call("pinning", |driver| unsafe { driver.host_register(at, bytes) })
+        self.call("pinning", |driver| unsafe { driver.host_register(at, bytes, read_only) })
     }
 
     /// Unpins what [`Self::pin`] has pinned, behind the work that uses it.
@@ -482,7 +482,7 @@ impl Pinned {
         let at = NonNull::new(at.cast()).ok_or_else(|| failed("no address".to_owned()))?;
         let mut memory = Pinned { context: Arc::clone(context), at, bytes, is_pinned: false };
         // SAFETY: unmapped by the drop only, after it was unpinned.
-        let pinned = unsafe { context.pin(at.as_ptr(), bytes) };
+        let pinned = unsafe { context.pin(at.as_ptr(), bytes, false) };
         pinned.map_err(|trouble| context.meaning(trouble))?;
         memory.is_pinned = true;
         Ok(memory)

@@ -403,8 +403,9 @@ impl Driver for Hip {
         check(unsafe { (self.calls.hipMemsetAsync)(at, 0, bytes, stream) })
     }
 
-    unsafe fn host_register(&self, at: *mut u8, bytes: usize) -> Outcome<()> {
-        let flags = hip::hipHostRegisterPortable;
+    unsafe fn host_register(&self, at: *mut u8, bytes: usize, read_only: bool) -> Outcome<()> {
+        let access = if read_only { hip::hipHostRegisterReadOnly } else { 0 };
+        let flags = hip::hipHostRegisterPortable | access;
         // SAFETY: the caller says that the memory is there and stays.
         check(unsafe { (self.calls.hipHostRegister)(at.cast(), bytes, flags) })
     }

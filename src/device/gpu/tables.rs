@@ -172,7 +172,7 @@ impl Session {
         let pool = driver.pool_create(device, 1 << 20).expect("a pool");
         // SAFETY: the layout has a size.
         let page = unsafe { alloc_zeroed(PAGE) };
-        call!(driver.host_register(page, PAGE.size()));
+        call!(driver.host_register(page, PAGE.size(), false));
         let staging = page.cast();
         Session { driver, context, stream, pool, staging }
     }

@@ -4,6 +4,7 @@
 //! from one stream to another costs more than they take. Long ones have streams of their own, one
 //! for each direction, beside which kernels run. What is staged in the server's memory is carried
 //! by the device's thread (`clerk`): it is not pinned, and to copy it here would hold the shard.
+//! Segments that come back are registered, and copied from directly (`registered`).
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use super::driver::DevicePointer;
 use super::handles::{Context, Far, Trouble};
 use super::memory::{Access, Allocation};
 use super::queue::Lane;
+use super::registered::Way;
 use super::staging::host_bytes;
 use crate::config::GpuLimits;
 use crate::device::shared::{Range, to_u64, to_usize};
@@ -60,6 +62,14 @@ impl GpuDevice {
         let allocation = Rc::clone(self.own(to)?);
         self.queue.begin(Lane::In)?;
         allocation.uses.order(&mut self.queue, Lane::In, Access::Write)?;
+        let gone = self.registered.take_gone();
+        if !gone.is_empty() {
+            self.clerk.send(Job::Drop(Box::new(gone)));
+        }
+        let way = self.registered.way(from.block(), to.bytes(), self.queue.last() + 1);
+        if way == Way::Direct {
+            return self.upload_directly(&allocation, to, from);
+        }
         let after = self.queue.event()?;
         self.queue.stream(Lane::In).record(&after)?;
         let number = self.queue.push(Lane::Clerk, to.bytes().div_ceil(GpuLimits::UNIT_COPY_BYTES));
@@ -68,7 +78,29 @@ impl GpuDevice {
         let block = from.block();
         let file = Arc::clone(block.segment().file());
         let (to, bytes, offset) = (place(&allocation, to), to.bytes(), block.offset());
-        self.clerk.send(Job::Upload(Upload { number, to, file, offset, bytes, after }));
+        let registers = way == Way::Registering;
+        self.clerk.send(Job::Upload(Upload { number, to, file, offset, bytes, after, registers }));
+        Ok(Fence(number))
+    }
+
+    /// Bytes of a registered segment, which need nobody's help.
+    fn upload_directly(
+        &mut self,
+        allocation: &Allocation,
+        to: &Span<'_>,
+        from: &Range,
+    ) -> Result<Fence, Stop> {
+        let (block, bytes) = (from.block(), to.bytes());
+        let file = Arc::clone(block.segment().file());
+        let at = file.mapping().at(block.offset(), bytes).expect("a block is in its segment");
+        // SAFETY: the file keeps the memory, and is itself kept below until the work is done. The
+        // caller keeps the bytes as they are until the fence.
+        unsafe { self.queue.stream(Lane::In).copy_in(place(allocation, to), at, bytes)? };
+        let number = self.queue.push(Lane::In, bytes.div_ceil(GpuLimits::UNIT_COPY_BYTES));
+        self.retired.push_back((number, Box::new(file)));
+        allocation.uses.note(Lane::In, Access::Write, number);
+        // The next is queued before somebody asks for this one.
+        self.queue.mark_here(Lane::In)?;
         Ok(Fence(number))
     }
 

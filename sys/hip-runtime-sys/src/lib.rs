@@ -102,6 +102,7 @@ pub const hipDeviceAttributeMemoryPoolsSupported: hipDeviceAttribute_t = 88;
 pub const hipEventDefault: c_uint = 0;
 pub const hipEventDisableTiming: c_uint = 2;
 pub const hipHostRegisterPortable: c_uint = 1;
+pub const hipHostRegisterReadOnly: c_uint = 8;
 pub const hipStreamNonBlocking: c_uint = 1;
 
 pub const HIP_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: hipFunction_attribute = 0;

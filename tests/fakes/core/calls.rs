@@ -54,6 +54,8 @@ pub(crate) struct AccessDescription {
 }
 
 const DEVICE_LOCATION: c_int = 1;
+/// Registered memory is not written by devices, and need not be writable.
+const READ_ONLY: u32 = 8;
 
 /// Writes down that a call breaks a rule, and answers that an argument is wrong.
 pub(crate) fn wrong<T>(what: &str) -> Outcome<T> {
@@ -436,6 +438,11 @@ impl State {
         if flags & 1 == 0 {
             report("protocol", "pinned memory of one context only");
         }
+        let can_write = super::files::access_of(at, bytes);
+        if can_write.is_none_or(|can_write| !can_write && flags & READ_ONLY == 0) {
+            report("protocol", &format!("{bytes} bytes at {at:#x} cannot be registered so"));
+            return Err(code::INVALID_VALUE);
+        }
         self.memory.pin_register(at, bytes, context)
     }
 
@@ -448,6 +455,9 @@ impl State {
                 if is_registered { code::HOST_NOT_REGISTERED } else { code::INVALID_VALUE };
             return Err(unknown);
         };
+        if is_registered && super::files::access_of(at, pin.bytes).is_none() {
+            report("protocol", &format!("{at:#x} was unmapped before it was unregistered"));
+        }
         if self.is_in_use(at, pin.bytes) {
             report(
                 "protocol",

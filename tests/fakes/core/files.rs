@@ -74,3 +74,21 @@ pub(crate) fn trace(line: impl FnOnce() -> String) {
 pub(crate) fn ledger(line: &str) {
     append(files().ledger.as_ref(), line);
 }
+
+/// Whether this process may write all of the bytes at an address; `None` where they are not mapped.
+/// Where the process may not ask, they are taken to be as they should.
+pub(super) fn access_of(at: u64, bytes: u64) -> Option<bool> {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return Some(true) };
+    let hex = |digits: &str| u64::from_str_radix(digits, 16).ok();
+    let (mut reached, end, mut can_write) = (at, at.checked_add(bytes)?, true);
+    for line in maps.lines() {
+        let (range, rest) = line.split_once(' ')?;
+        let (from, to) = range.split_once('-')?;
+        let (from, to) = (hex(from)?, hex(to)?);
+        if reached < end && (from..to).contains(&reached) {
+            reached = to;
+            can_write &= rest.as_bytes().get(1) == Some(&b'w');
+        }
+    }
+    (reached >= end).then_some(can_write)
+}
