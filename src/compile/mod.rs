@@ -274,6 +274,29 @@ impl Backend {
     }
 }
 
+/// What becomes of a source before a compiler sees it, for the fuzzers: refused, or let through, or,
+/// if it is PTX, made ready for the driver.
+///
+/// # Errors
+///
+/// What may not be in it.
+#[cfg(fuzzing)]
+pub fn admit(
+    target: &Target,
+    source: &[u8],
+    bytes_max: usize,
+) -> Result<Option<Vec<u8>>, CompileError> {
+    let dialect = match target {
+        Target::Cuda { arch } if ptx::is_ptx(source) => {
+            return ptx::finish(source, arch, bytes_max).map(Some);
+        }
+        Target::Cpu => Dialect::C,
+        Target::Cuda { .. } => Kind::Nvrtc.dialect(),
+        Target::Hip { .. } => Kind::Comgr.dialect(),
+    };
+    source::check(dialect, source, bytes_max).map(|()| None)
+}
+
 /// The promise of an object. Cheap to clone; when the last clone is dropped before a compiler has
 /// begun, the source is forgotten.
 #[derive(Clone, Debug)]

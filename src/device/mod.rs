@@ -17,13 +17,16 @@
 //! the devices made of it: `isolated` (kernels on memory that both see), `remote` (a device that
 //! only the worker reaches); `platform`; the worker's side: `worker`, `sandbox`, and what it does:
 //! `replay` and `cpu` (loading and calling kernels), `driven` (driving a device). `gpu` is GPUs,
-//! in the process that drives them. `null` stands in for all of it in tests.
+//! in the process that drives them. `null` stands in for all of it in tests, `hostile` for a worker
+//! in fuzzers.
 
 mod backoff;
 mod budget;
 pub mod cpu;
 pub mod driven;
 pub mod gpu;
+#[cfg(fuzzing)]
+pub mod hostile;
 mod imports;
 pub mod isolated;
 mod link;

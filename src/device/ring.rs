@@ -221,10 +221,17 @@ impl Producer {
             return Err(Nonsense);
         }
         (self.completed, self.head, self.progress) = (completed, head, progress);
-        while self.marks.front().is_some_and(|(packet, _)| *packet <= completed) {
+        // A packet's room comes back before the packet is done. Otherwise whoever waits for room
+        // would wait for what is done already, again and again.
+        let mut given_back = 0;
+        while let Some((_, end)) = self.marks.front().filter(|(packet, _)| *packet <= completed) {
+            given_back = *end;
             self.marks.pop_front();
         }
-        Ok(())
+        if completed == self.submitted {
+            given_back = self.tail;
+        }
+        if head < given_back { Err(Nonsense) } else { Ok(()) }
     }
 
     /// Appends a packet, in parts, that is `units` units of work, if there is room. The worker sees
@@ -574,6 +581,28 @@ impl Ring {
     }
 }
 
+/// What a worker may write that is not what this file makes of it.
+#[cfg(fuzzing)]
+impl Ring {
+    /// Changes a word of the header.
+    pub(super) fn spoil(&self, word: usize, change: impl FnOnce(u64) -> Option<u64>) -> Option<()> {
+        assert!(word < HEADER_BYTES / WORD_BYTES);
+        // SAFETY: inside the header's page, which is mapped as long as `self`.
+        let at = unsafe { self.base.cast::<u64>().add(word) };
+        // SAFETY: aligned, and nobody but atomics uses these bytes.
+        let word = unsafe { AtomicU64::from_ptr(at.as_ptr()) };
+        word.store(change(word.load(Ordering::Relaxed))?, Ordering::Relaxed);
+        Some(())
+    }
+
+    /// Says that all packets so far are done, as far as the words say how far that is.
+    pub(super) fn catch_up(&self, packets: u64) {
+        let header = self.header();
+        header.head.0.store(header.tail.0.load(Ordering::Relaxed), Ordering::Relaxed);
+        header.completed.store(packets, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -692,6 +721,17 @@ mod tests {
             producer.look().unwrap();
             break_it(ring.header());
             assert!(producer.look().is_err(), "value {n}");
+        }
+    }
+
+    #[test]
+    fn packet_that_is_done_before_its_room_comes_back_is_noticed() {
+        for done in [700, 1024] {
+            let (mut producer, ring, _) = pair();
+            while producer.push(&packet(128, 0), 0).is_some() {}
+            assert_eq!(producer.submitted(), 1024);
+            ring.header().completed.store(done, Ordering::Relaxed);
+            assert!(producer.look().is_err(), "{done} packets");
         }
     }
 

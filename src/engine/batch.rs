@@ -175,6 +175,7 @@ pub(super) enum Pending {
     Bytes(Reading),
     Compile { session: SessionId, key: ProgramKey, compilation: Compilation },
     Elapsed { session: SessionId, fence: Fence },
+    Ending { session: SessionId },
     Event { session: SessionId, event: EventNumber, until: Instant },
     GraphBuild(Box<Building>),
     GraphRun(Box<Running>),

@@ -3,6 +3,7 @@
 //! Between devices of this host nobody stops: setting notes a point in the setter's queue, waiting
 //! queues a wait for that point. Events of other hosts are `peer`'s.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::batch::Pending;
@@ -11,11 +12,13 @@ use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
 use crate::device::Point;
 use crate::wire::command::{self, EventNumber};
 
-/// A set event.
+/// A set event, or what became of it.
 #[derive(Debug)]
 pub(super) enum EventState {
     /// After this point of another session's queue.
     After(Point),
+    /// Never, since the session that should set it could not.
+    Failed(Rc<Cause>),
     /// At once, or by work of the same queue.
     Set,
 }
@@ -37,7 +40,17 @@ impl Engine {
         let state = if to == at {
             EventState::Set
         } else {
-            EventState::After(self.device(at)?.open_device()?.signal()?)
+            match self.device(at).and_then(|session| Ok(session.signal()?)) {
+                Ok(point) => EventState::After(point),
+                Err(Stop::Failed(cause)) => {
+                    // Whoever waits for it would wait for nothing.
+                    let failed = EventState::Failed(Rc::new(cause.clone()));
+                    self.get_mut(to)?.events.entry(c.event).or_insert(failed);
+                    self.events_set += 1;
+                    return Err(cause.into());
+                }
+                Err(stop) => return Err(stop),
+            }
         };
         self.get_mut(to)?.events.insert(c.event, state);
         self.events_set += 1;
@@ -64,6 +77,9 @@ impl Engine {
         let pending = Pending::Event { session: at, event, until };
         match self.get_mut(at)?.events.remove(&event) {
             Some(EventState::Set) => DONE,
+            Some(EventState::Failed(cause)) => {
+                Err(Cause::Missing { what: "the event", cause }.into())
+            }
             Some(EventState::After(point)) => {
                 // The point is put back where there is no room in the queue for the wait.
                 match self.device(at) {

@@ -332,10 +332,10 @@ impl Engine {
                 }
             }
             Turn::Signal { part } => {
-                points.push(self.device(graph.sessions[*part])?.open_device()?.signal()?);
+                points.push(self.device(graph.sessions[*part])?.signal()?);
             }
             Turn::Wait { part, signal } => {
-                self.device(graph.sessions[*part])?.open_device()?.wait(&points[*signal])?;
+                self.device(graph.sessions[*part])?.wait_for_reader(&points[*signal])?;
             }
         }
         Ok(())

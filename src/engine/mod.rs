@@ -293,7 +293,7 @@ impl Engine {
             Command::ProgramAlloc(c) => self.program_alloc(at, c, batch),
             Command::ProgramExec(c) => self.program_exec(at, &c.fields()),
             Command::ProgramFree(c) => self.program_free(at, c),
-            Command::SessionFree => self.session_free(at),
+            Command::SessionFree => self.session_free(at, now),
             Command::Transfer(c) => self.transfer(at, c),
             Command::Wait(c) => self.event_wait(at, c.event, now),
         }
@@ -307,6 +307,7 @@ impl Engine {
                 self.program_compiled(session, key, compilation)
             }
             Pending::Elapsed { session, fence } => self.launch_elapsed(session, fence),
+            Pending::Ending { session } => self.session_free(session, now),
             Pending::Event { session, event, until } => {
                 self.event_resume(session, event, until, now)
             }
@@ -417,7 +418,14 @@ impl Engine {
         Ok(Step::Done(Output::Text(text)))
     }
 
-    fn session_free(&mut self, at: SessionId) -> Result<Step, Stop> {
+    /// Ends a session, once its queue has come to where no other session's needs it.
+    fn session_free(&mut self, at: SessionId, now: Instant) -> Result<Step, Stop> {
+        let session = self.get_mut(at)?;
+        let fence = session.awaited();
+        if !session.reached(fence, now) {
+            let wait = WaitFor::Device { session: at, fence };
+            return Ok(Step::Wait(wait, Pending::Ending { session: at }));
+        }
         self.sessions.end(at);
         self.rdma.end_of_sessions(&self.sessions);
         DONE

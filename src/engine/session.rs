@@ -24,7 +24,7 @@ use super::program::{ProgramEntry, ProgramKey};
 use super::tenant::Tenant;
 use super::{Cause, Engine, Stop, WaitFor};
 use crate::config::EngineLimits;
-use crate::device::{Device, DeviceError, Fence, Region, shared};
+use crate::device::{Device, DeviceError, Fence, Point, Region, shared};
 use crate::identity::Identity;
 use crate::rdma::Promise;
 use crate::wire::Stored;
@@ -202,6 +202,8 @@ pub(super) struct Session {
     missing: Map<Thing, Rc<Cause>>,
     /// Staging memory that queued copies still read.
     staged: VecDeque<(Fence, Rc<shared::Range>)>,
+    /// Up to here other sessions' queues have to do with this one's.
+    awaited: Fence,
     completed: Fence,
     lost: Option<DeviceError>,
     device: Option<Box<dyn Device>>,
@@ -314,6 +316,26 @@ impl Session {
 
     pub(super) fn elapsed(&mut self, fence: Fence) -> Result<Duration, DeviceError> {
         self.device.as_mut().map_or(Ok(Duration::ZERO), |device| device.elapsed(fence))
+    }
+
+    /// What has to be done before this session can end without another one missing something.
+    pub(super) fn awaited(&self) -> Fence {
+        self.awaited
+    }
+
+    /// A point in the queue for another session's to wait for.
+    pub(super) fn signal(&mut self) -> Result<Point, Cause> {
+        let device = self.open_device()?;
+        let (point, last) = (device.signal()?, device.last());
+        self.awaited = last;
+        Ok(point)
+    }
+
+    /// Has the queue wait for another session's that uses this one's memory. A device whose memory
+    /// others do not reach has its part in that.
+    pub(super) fn wait_for_reader(&mut self, point: &Point) -> Result<(), Cause> {
+        self.awaited = self.open_device()?.wait(point)?;
+        Ok(())
     }
 
     /// Keeps staging memory until the device is past `fence`.
@@ -471,6 +493,7 @@ impl Sessions {
             programs: Map::default(),
             missing: Map::default(),
             staged: VecDeque::new(),
+            awaited: Fence::default(),
             completed: Fence::default(),
             lost: None,
             device: None,

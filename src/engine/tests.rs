@@ -315,6 +315,69 @@ fn transfer_follows_the_sources_work_and_holds_it_back() {
     assert_eq!(bench.ok(OUT), [3, 4, 5, 6]);
 }
 
+/// A batch that has to wait for a device.
+fn waits(bench: &mut Bench, batch: &mut Batch<'static>) -> WaitFor {
+    match bench.engine.advance(batch, bench.now) {
+        Progress::Wait(wait @ WaitFor::Device { .. }) => wait,
+        other => panic!("does not wait: {other:?}"),
+    }
+}
+
+#[test]
+fn session_that_is_freed_ends_when_what_others_wait_for_is_done() {
+    let mut bench = Bench::new();
+    bench.ok(&format!("{READY}, BufferAlloc(1, 4, $spec, session=$b)"));
+    bench.control.hold();
+    let transfer = "Transfer(1, $b, 1, session=$a)";
+    let mut batch = parse(&format!("{EXEC}, {transfer}, {EXEC}, SessionFree(session=$a)"));
+    let wait = waits(&mut bench, &mut batch);
+    while !bench.engine.is_over(&wait, bench.now) {
+        assert!(bench.control.complete_next(0) | bench.control.complete_next(1));
+    }
+    assert!(matches!(bench.engine.advance(&mut batch, bench.now), Progress::Done(Reply::Ok(_))));
+    assert_eq!(bench.engine.session_count(), 1);
+    bench.control.release();
+    assert_eq!(bench.ok("CopyOut(1, session=$b)"), [2, 3, 4, 5]);
+}
+
+#[test]
+fn session_that_nobody_waits_for_ends_at_once() {
+    let mut bench = Bench::new();
+    bench.ok(&format!("{READY}, BufferAlloc(1, 4, $spec, session=$b)"));
+    bench.ok("Transfer(1, $b, 1, session=$a)");
+    bench.control.hold();
+    bench.ok(&format!("{EXEC}, SessionFree(session=$a)"));
+    assert_eq!(bench.engine.session_count(), 1);
+}
+
+#[test]
+fn client_that_dies_does_not_wait_for_the_end_of_its_sessions() {
+    let mut bench = Bench::new();
+    bench.ok(&format!("{READY}, BufferAlloc(1, 4, $spec, session=$b)"));
+    bench.control.hold();
+    let free = "SessionFree(session=$a)";
+    let mut batch = parse(&format!("{EXEC}, Transfer(1, $b, 1, session=$a), {free}"));
+    let wait = waits(&mut bench, &mut batch);
+    drop(batch);
+    bench.engine.release(Owner::Connection(1));
+    assert!(bench.engine.is_over(&wait, bench.now));
+    assert_eq!((bench.engine.session_count(), bench.budget.used()), (0, 0));
+}
+
+#[test]
+fn session_whose_device_is_lost_is_freed_at_once() {
+    let mut bench = Bench::new();
+    bench.ok(&format!("{READY}, BufferAlloc(1, 4, $spec, session=$b)"));
+    bench.control.hold();
+    let free = "SessionFree(session=$a)";
+    let mut batch = parse(&format!("{EXEC}, Transfer(1, $b, 1, session=$a), {free}"));
+    let wait = waits(&mut bench, &mut batch);
+    bench.control.lose(0, DeviceError::Fault { what: "it was the test".to_owned() });
+    assert!(bench.engine.is_over(&wait, bench.now));
+    assert!(matches!(bench.engine.advance(&mut batch, bench.now), Progress::Done(Reply::Ok(_))));
+    assert_eq!(bench.engine.session_count(), 1);
+}
+
 #[test]
 fn transfer_within_a_buffer_moves_as_if_through_another() {
     let mut bench = Bench::new();
@@ -375,6 +438,33 @@ fn event_of_another_session_comes_after_its_work() {
     assert!(!bench.control.complete_next(1), "the wait comes first");
     bench.control.release();
     assert_eq!(bench.ok("CopyOut(1, session=$b)"), [1, 2, 3, 4]);
+}
+
+#[test]
+fn wait_for_an_event_that_a_lost_session_should_set_says_why_at_once() {
+    for waits_first in [false, true] {
+        let mut bench = Bench::new();
+        bench.ok(&format!("{READY}, BufferAlloc(1, 4, $spec, session=$b)"));
+        bench.control.lose(0, DeviceError::Fault { what: "it was the test".to_owned() });
+        bench.engine.tick(bench.now);
+        let (event, wait) = ("Event($b, 5, session=$a)", "Wait(5, session=$b)");
+        if waits_first {
+            let mut batch = parse(wait);
+            let progress = bench.engine.advance(&mut batch, bench.now);
+            let Progress::Wait(over) = progress else { panic!("does not wait") };
+            bench.fails_with(event, "it was the test");
+            assert!(bench.engine.is_over(&over, bench.now));
+            let Progress::Done(Reply::Failed(text)) = bench.engine.advance(&mut batch, bench.now)
+            else {
+                panic!("does not fail");
+            };
+            assert!(text.contains("the event was not made: kernel fault: it was the test"));
+        } else {
+            bench.fails_with(&format!("{event}, {wait}"), "(and 1 later command failed)");
+        }
+        // It has been heard of, and the number is free.
+        bench.ok("Event($b, 5, session=$b), Wait(5, session=$b)");
+    }
 }
 
 #[test]

@@ -31,12 +31,13 @@ impl Engine {
             self.get_mut(at)?.open_device()?.copy(to.span(), from.span())?;
             return DONE;
         }
-        let written = self.get_mut(at)?.open_device()?.signal()?;
-        let device = self.get_mut(to_id)?.open_device()?;
+        let written = self.get_mut(at)?.signal()?;
+        let destination = self.get_mut(to_id)?;
+        let device = destination.open_device()?;
         device.wait(&written)?;
         device.copy(to.span(), from.span())?;
-        let read = device.signal()?;
-        self.get_mut(at)?.open_device()?.wait(&read)?;
+        let read = destination.signal()?;
+        self.get_mut(at)?.wait_for_reader(&read)?;
         DONE
     }
 }

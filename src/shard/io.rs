@@ -97,13 +97,28 @@ impl Listener {
         keepalive_idle: Duration,
         send_pause_max: Duration,
     ) -> io::Result<Socket> {
-        let (ring, socket) = (self.reactor.ring(), &self.socket);
-        let accepting = self.accepting.get_or_insert_with(|| ring.accept(socket));
-        let accepted = accepting.next().await;
-        if accepted.is_err() {
-            self.accepting = None;
+        loop {
+            let (ring, socket) = (self.reactor.ring(), &self.socket);
+            let accepting = self.accepting.get_or_insert_with(|| ring.accept(socket));
+            let accepted = accepting.next().await;
+            if accepted.is_err() {
+                self.accepting = None;
+            }
+            // What cannot be set up has gone already, which is its peer's affair and no reason for
+            // others to wait.
+            match self.set_up(accepted?, keepalive_idle, send_pause_max) {
+                Ok(socket) => return Ok(socket),
+                Err(error) => debug!(%error, "gone before it was accepted"),
+            }
         }
-        let accepted = accepted?;
+    }
+
+    fn set_up(
+        &self,
+        accepted: OwnedFd,
+        keepalive_idle: Duration,
+        send_pause_max: Duration,
+    ) -> io::Result<Socket> {
         let socket = SockRef::from(&accepted);
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive_idle))?;
@@ -132,7 +147,7 @@ pub(super) async fn connect(
     if copies {
         do_not_pace(&SockRef::from(&*fd));
     }
-    Ok(Socket { peer: Some(address.ip()), ..Socket::new(reactor, fd, !copies) })
+    Ok(Socket { peer: Some(address.ip()), ..Socket::with(reactor, fd, !copies) })
 }
 
 /// A connection.
@@ -198,14 +213,14 @@ impl Deref for Received {
 }
 
 impl Socket {
-    pub(super) fn new(
-        reactor: &Rc<Reactor>,
-        fd: impl Into<Rc<OwnedFd>>,
-        sends_in_place: bool,
-    ) -> Socket {
+    pub(super) fn new(reactor: &Rc<Reactor>, fd: OwnedFd, sends_in_place: bool) -> Socket {
+        Socket::with(reactor, Rc::new(fd), sends_in_place)
+    }
+
+    fn with(reactor: &Rc<Reactor>, fd: Rc<OwnedFd>, sends_in_place: bool) -> Socket {
         Socket {
             reactor: Rc::clone(reactor),
-            fd: fd.into(),
+            fd,
             corked: Vec::new(),
             early: Vec::new(),
             is_drained: true,

@@ -118,5 +118,5 @@ fn aborted_connections_leave_nothing_behind() {
 #[test]
 #[ignore = "minutes, in release; see the head of main.rs"]
 fn ten_thousand_aborted_connections_leave_nothing_behind() {
-    aborts(300, 10_000, "ten_thousand -- --ignored");
+    aborts(2000, 10_000, "ten_thousand -- --ignored");
 }

@@ -167,5 +167,5 @@ fn killed_sessions_leave_nothing_behind() {
 #[test]
 #[ignore = "minutes, in release; see the head of main.rs"]
 fn two_thousand_killed_sessions_leave_nothing_behind() {
-    kills(60, 1002, "two_thousand -- --ignored");
+    kills(300, 1002, "two_thousand -- --ignored");
 }

@@ -66,6 +66,10 @@ impl Link {
     }
 
     pub(crate) fn receive(&mut self) -> Reply {
+        self.try_receive().unwrap()
+    }
+
+    pub(crate) fn try_receive(&mut self) -> io::Result<Reply> {
         let stream: &mut dyn Read = match &mut self.stream {
             Stream::Plain(stream) => stream,
             Stream::Tls(stream) => stream,
@@ -73,15 +77,15 @@ impl Link {
         let mut head = Vec::new();
         let mut byte = [0];
         while !head.ends_with(b"\r\n\r\n") {
-            stream.read_exact(&mut byte).unwrap();
+            stream.read_exact(&mut byte)?;
             head.push(byte[0]);
         }
         let head = String::from_utf8(head).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
         let mut body = vec![0; length.unwrap().parse().unwrap()];
-        stream.read_exact(&mut body).unwrap();
-        Reply { status, body }
+        stream.read_exact(&mut body)?;
+        Ok(Reply { status, body })
     }
 
     /// Reads some of what comes.

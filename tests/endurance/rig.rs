@@ -83,7 +83,7 @@ pub(crate) fn threads(server: &Server) -> usize {
 }
 
 /// Does `warm` and then `all` of something, and checks that the server holds no more after the
-/// second than after the first.
+/// second than after the first. A shard's buffers, 4 MiB, come into being as they are used.
 pub(crate) fn leaves_nothing(server: &Server, what: &str, warm: impl Fn(), all: impl Fn()) {
     let fresh = Holdings::of(server.pid());
     warm();
@@ -93,7 +93,11 @@ pub(crate) fn leaves_nothing(server: &Server, what: &str, warm: impl Fn(), all: 
     all();
     let took = begun.elapsed();
     let after = at_rest(server);
-    println!("{what}: {took:.1?}\n  fresh  {fresh:?}\n  before {before:?}\n  after  {after:?}");
+    println!(
+        "{what}: {took:.1?}\n  fresh  {fresh:?}\n  before {before:?}, {before_threads} threads\n  \
+         after  {after:?}, {} threads",
+        threads(server)
+    );
     wait_until(&format!("as before, {before:?}, not {after:?}"), || {
         Holdings::of(server.pid()).is_back_at(&before)
     });

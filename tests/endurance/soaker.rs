@@ -214,7 +214,8 @@ impl Soaker<'_> {
         for piece in request.chunks(request.len().div_ceil(pieces)) {
             self.link.send(piece);
         }
-        self.link.receive()
+        let reply = self.link.try_receive();
+        reply.unwrap_or_else(|error| panic!("{error}: {:?}", draft.commands))
     }
 
     fn look_for_losses(&mut self) -> Result<(), Lost> {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::command::{Act, Command, Item, Key, ProgramName, SOURCES, Variable, Wish};
 use super::model::{
-    BoundInteger, Causes, Check, Checked, ENDED, Graph, GraphStep, Mistake, Model, Session,
+    BoundInteger, Causes, Check, Checked, ENDED, Flag, Graph, GraphStep, Mistake, Model, Session,
     Started, Target, Thing, Uid, fail, limits,
 };
 
@@ -170,11 +170,12 @@ impl Model {
             Act::Wait { event } => match session.events.get(event) {
                 None => fail(format!("nobody set event {event} within")),
                 // Set by another session: its queue is waited for.
-                Some(true) => {
+                Some(Flag::Other) => {
                     check.needs.push(uid);
                     Ok(())
                 }
-                Some(false) => Ok(()),
+                Some(Flag::Own) => Ok(()),
+                Some(Flag::Failed(causes)) => Err(causes.clone()),
             },
             _ => Ok(()),
         }

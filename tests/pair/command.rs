@@ -315,6 +315,20 @@ pub struct Author {
     looks_left: usize,
 }
 
+/// What is known of a graph.
+#[derive(Clone, Debug)]
+struct KnownGraph {
+    inputs: usize,
+    copy: Option<Copied>,
+}
+
+/// A copy between sessions.
+#[derive(Clone, Copy, Debug)]
+struct Copied {
+    from: (Key, u64),
+    to: (Key, u64),
+}
+
 /// What a session should have by now.
 #[derive(Clone, Debug, Default)]
 struct Known {
@@ -322,7 +336,7 @@ struct Known {
     buffers: BTreeMap<u64, u64>,
     events: BTreeSet<u64>,
     /// How many inputs they have.
-    graphs: BTreeMap<u64, usize>,
+    graphs: BTreeMap<u64, KnownGraph>,
     programs: BTreeSet<ProgramName>,
 }
 
@@ -363,7 +377,14 @@ impl Author {
                 11..15 => self.graph_or_transfer(pick, at),
                 _ => self.other(pick, at, &mut request),
             };
+            let copy = self.copy_of(at, &act);
             request.commands.push(Command { at, act });
+            if let Some(copy) = copy
+                && pick.percent(50)
+            {
+                self.disturb(pick, copy, &mut request);
+                break;
+            }
         }
         request.find_sources();
         request
@@ -425,6 +446,31 @@ impl Author {
         }
         let acts = [first, change, second];
         request.commands.extend(acts.map(|act| Command { at, act }));
+    }
+
+    /// The last copy between sessions that this makes.
+    fn copy_of(&mut self, at: Key, act: &Act) -> Option<Copied> {
+        match act {
+            Act::GraphExec { graph, .. } => self.known(at).graphs.get(graph)?.copy,
+            Act::Transfer { from, to, to_buffer, .. } if *to != at => {
+                Some(Copied { from: (at, *from), to: (*to, *to_buffer) })
+            }
+            _ => None,
+        }
+    }
+
+    /// Right behind a copy, does to its source what must not come too soon, and looks.
+    fn disturb(&mut self, pick: &mut Pick, copy: Copied, request: &mut Request) {
+        let (at, buffer) = copy.from;
+        let act = if pick.percent(20) {
+            self.known.remove(&at);
+            Act::SessionFree
+        } else {
+            self.copy_in(pick, at, buffer, request)
+        };
+        request.commands.push(Command { at, act });
+        let (at, buffer) = copy.to;
+        request.commands.push(Command { at, act: Act::CopyOut { buffer } });
     }
 
     fn known(&mut self, at: Key) -> &mut Known {
@@ -523,7 +569,7 @@ impl Author {
             3..6 => self.graph_alloc(pick, at),
             6..11 => {
                 let graph = Self::choose(pick, graphs.keys().copied(), &FEW);
-                let count = graphs.get(&graph).copied().unwrap_or(1);
+                let count = graphs.get(&graph).map_or(1, |known| known.inputs);
                 let count = if pick.percent(5) { 1 } else { count };
                 let value = pick.of(&[Some(5), Some(5), Some(5), Some(5), None, Some(0)]);
                 let (inputs, wait) = (self.inputs(pick, at, count), pick.percent(30));
@@ -544,8 +590,12 @@ impl Author {
         let count = pick.of(&[0, 1, 1, 2]);
         let inputs = self.inputs(pick, at, count);
         let count = pick.of(&[1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 0]);
-        let items = (0..count).map(|_| self.item(pick, at, &inputs)).collect();
-        self.known(at).graphs.insert(graph, inputs.len());
+        let items: Vec<Item> = (0..count).map(|_| self.item(pick, at, &inputs)).collect();
+        let copy = items.iter().rev().find_map(|item| match item {
+            Item::Copy { from, to } if from.0 != to.0 => Some(Copied { from: *from, to: *to }),
+            _ => None,
+        });
+        self.known(at).graphs.insert(graph, KnownGraph { inputs: inputs.len(), copy });
         Act::GraphAlloc { graph, items, inputs }
     }
 

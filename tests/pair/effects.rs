@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::command::{Act, SOURCES};
 use super::ledger::Output;
 use super::model::{
-    FRESH, Graph, GraphStep, Mistake, Model, Region, Started, Target, Thing, Uid, View,
+    FRESH, Flag, Graph, GraphStep, Mistake, Model, Region, Started, Target, Thing, Uid, View,
 };
 
 impl Model {
@@ -19,9 +19,9 @@ impl Model {
         let Some(session) = self.sessions.get_mut(&key).filter(|s| s.uid == uid) else { return };
         match &started.command.act {
             Act::Event { to, event, .. } => {
-                let is_own = *to == key;
+                let flag = if *to == key { Flag::Own } else { Flag::Other };
                 let session = self.sessions.get_mut(to).expect("checked");
-                session.events.insert(*event, !is_own);
+                session.events.insert(*event, flag);
             }
             Act::GetProperties => started.output = Some(Output::Properties),
             Act::GraphFree { graph } => {
@@ -52,7 +52,9 @@ impl Model {
                     }
                 }
             }
-            Act::SessionFree => self.end(key),
+            Act::SessionFree => {
+                self.end(key);
+            }
             Act::Transfer { from, to, to_buffer, .. } => {
                 let from = session.buffers[from].clone();
                 let to_view = self.sessions[to].buffers[to_buffer].clone();
@@ -175,7 +177,7 @@ impl Model {
     /// What a command that waited does at its end.
     pub fn settle(&mut self, started: &mut Started) -> Result<(), String> {
         let Ok(uid) = started.session else { return Ok(()) };
-        let gone: BTreeSet<Uid> = self.lost.keys().chain(&self.ended).copied().collect();
+        let gone: BTreeSet<Uid> = self.lost.keys().chain(&self.cut_short).copied().collect();
         if let Some(output) = &mut started.output {
             if started.place.drops_output {
                 output.forget();

@@ -169,6 +169,17 @@ pub enum Thing {
     Program(ProgramName),
 }
 
+/// A set event, or what became of it.
+#[derive(Clone, Debug)]
+pub enum Flag {
+    /// By the session itself.
+    Own,
+    /// By another session, whose queue is waited for.
+    Other,
+    /// By nobody, since that session's device was lost.
+    Failed(Causes),
+}
+
 #[derive(Debug)]
 pub struct Session {
     pub uid: Uid,
@@ -177,7 +188,7 @@ pub struct Session {
     pub buffers: BTreeMap<u64, View>,
     pub programs: BTreeMap<ProgramName, u32>,
     pub graphs: BTreeMap<u64, Rc<Graph>>,
-    pub events: BTreeMap<u64, bool>,
+    pub events: BTreeMap<u64, Flag>,
     pub missing: BTreeMap<Thing, Causes>,
     pub alphabet: Alphabet,
     /// Copies from elsewhere that were queued so far.
@@ -218,6 +229,8 @@ pub struct Model {
     uids: Uid,
     pub lost: BTreeMap<Uid, String>,
     pub ended: BTreeSet<Uid>,
+    /// Those of them whose queues were not waited for.
+    pub cut_short: BTreeSet<Uid>,
     pub mistake: Option<Mistake>,
 }
 
@@ -282,8 +295,8 @@ pub const ENDED: &str = "the session has ended";
 
 impl Model {
     pub fn new(mistake: Option<Mistake>) -> Model {
-        let (sessions, lost, ended) = Default::default();
-        Model { sessions, uids: 0, lost, ended, mistake }
+        let (sessions, lost, ended, cut_short) = Default::default();
+        Model { sessions, uids: 0, lost, ended, cut_short, mistake }
     }
 
     pub fn has(&self, mistake: Mistake) -> bool {
@@ -383,8 +396,9 @@ impl Model {
             Err(causes) => {
                 if check.causes.is_none() {
                     self.abandon(&started);
-                    self.use_event(&started);
+                    self.fail_event(&started, causes);
                 }
+                self.use_event(&started, check.causes.is_none());
                 self.remember(&started, causes);
             }
         }
@@ -460,12 +474,24 @@ impl Model {
         }
     }
 
-    /// A wait that fails for its device's sake has taken its event.
-    fn use_event(&mut self, started: &Started) {
+    /// A wait that fails for its device's sake has taken its event, and so has one that hears why
+    /// there is none.
+    fn use_event(&mut self, started: &Started, has_failed_for_its_device: bool) {
         if let (Act::Wait { event }, Ok(uid)) = (&started.command.act, &started.session)
             && let Some(session) = self.by_uid_mut(*uid)
+            && (has_failed_for_its_device
+                || matches!(session.events.get(event), Some(Flag::Failed(_))))
         {
             session.events.remove(event);
+        }
+    }
+
+    /// An event that could not be set is waited for by nobody.
+    fn fail_event(&mut self, started: &Started, causes: &Causes) {
+        if let Act::Event { to, event, .. } = &started.command.act
+            && let Some(session) = self.sessions.get_mut(to)
+        {
+            session.events.entry(*event).or_insert_with(|| Flag::Failed(causes.clone()));
         }
     }
 
@@ -512,17 +538,22 @@ impl Model {
             .filter(|(_, session)| session.owner == connection)
             .map(|(key, _)| *key)
             .collect();
-        keys.into_iter().for_each(|key| self.end(key));
+        for key in keys {
+            if let Some(uid) = self.end(key) {
+                self.cut_short.insert(uid);
+                self.taint(uid);
+            }
+        }
     }
 
-    pub fn end(&mut self, key: Key) {
+    /// The end of a session, whose work for others has been done.
+    pub fn end(&mut self, key: Key) -> Option<Uid> {
         if self.has(Mistake::SessionStays) {
-            return;
+            return None;
         }
-        if let Some(session) = self.sessions.remove(&key) {
-            self.ended.insert(session.uid);
-            self.taint(session.uid);
-        }
+        let uid = self.sessions.remove(&key)?.uid;
+        self.ended.insert(uid);
+        Some(uid)
     }
 
     /// Nobody knows what bytes are that depend on work of a session whose device is gone.
