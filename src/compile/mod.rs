@@ -274,8 +274,8 @@ impl Backend {
     }
 }
 
-/// What becomes of a source before a compiler sees it, for the fuzzers: refused, or let through, or,
-/// if it is PTX, made ready for the driver.
+/// What becomes of a source before a compiler sees it, for the fuzzers: refused, or let through,
+/// or, if it is PTX, made ready for the driver.
 ///
 /// # Errors
 ///

@@ -97,6 +97,7 @@ fn directive_bytes(dialect: Dialect, rest: &[u8]) -> Option<usize> {
         let name = word_bytes(after);
         let first = *after.first()?;
         let is_free = first.is_ascii_alphabetic() || after.starts_with(MACRO_PREFIX);
+        let is_free = is_free && &after[..name] != ASM.as_bytes();
         return (is_free && name > 0).then_some(rest.len() - after.len() + name);
     }
     let after = rest.strip_prefix(b"#include <")?;
@@ -171,6 +172,15 @@ mod tests {
         assert_eq!(refusal(b"int\0 x;"), (1, 4, "a NUL byte".into()));
         assert_eq!(refusal(b"int \xc3\xa9;"), (1, 5, "a byte that is not printable ASCII".into()));
         assert_eq!(refusal(b"#define X 1\n"), (1, 1, "`#`".into()));
+    }
+
+    #[test]
+    fn macro_with_the_name_of_assembly_is_refused() {
+        for dialect in [Dialect::Cuda, Dialect::Hip] {
+            let refused = (1, 1, "this directive".to_owned());
+            assert_eq!(refusal_in(dialect, b"#define asm x\n"), refused);
+            assert!(check(dialect, b"#define asma x\n", 100).is_ok());
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A worker that writes what it likes, for the fuzzers: what the server's end of a queue makes of it.
+//! A worker that writes what it likes, for the fuzzers: what the server's end of a queue makes of
+//! it.
 //!
 //! Absent: processes. What is written into the queue's header comes from the input, word by word.
 

@@ -1,7 +1,7 @@
 //! Many clients for a long time, with workers that are killed, and what the server holds meanwhile.
 //!
-//! Now and then everybody pauses, and the server is looked at when nobody is connected: what it holds
-//! then must not grow. It is looked at under load too, which is for people.
+//! Now and then everybody pauses, and the server is looked at when nobody is connected: what it
+//! holds then must not grow. It is looked at under load too, which is for people.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,12 +21,12 @@ use crate::support::{Server, scratch_file};
 
 const TOKENS: [&str; 2] = ["ann-0123456789abcdefghijklmnop", "bob-0123456789abcdefghijklmnop"];
 
-/// Sessions of one identity: twice what all clients have at once, since the end of one that has died
-/// takes a moment.
+/// Sessions of one identity: twice what all clients have at once, since the end of one that has
+/// died takes a moment.
 const SESSIONS_MAX: usize = 256;
 
-/// How much more memory an hour may take: 15 MiB, which is what an allocator's ups and downs look like
-/// over ten minutes. A session that leaked 100 bytes would take more.
+/// How much more memory a minute may take: 15 MiB an hour, which is what an allocator's ups and
+/// downs look like over ten minutes. A session that leaked 100 bytes would take more.
 const BYTES_PER_MINUTE_MAX: f64 = 262_144.0;
 
 /// Below this the slope says nothing.
