@@ -216,6 +216,8 @@ pub struct Batch<'t> {
     pub(super) owner: Owner,
     pub(super) identity: Identity,
     pub(super) sender: Sender,
+    /// Whose blobs they are that a peer sends.
+    pub(super) client: Option<Owner>,
     pub(super) next: usize,
     pub(super) pending: Option<Pending>,
     /// Compilations begun ahead of their commands, by device index and source.
@@ -289,6 +291,7 @@ impl<'t> Batch<'t> {
             owner,
             identity: Identity::default(),
             sender: Sender::Client,
+            client: None,
             next: 0,
             pending: None,
             compiling: HashMap::new(),
@@ -310,10 +313,12 @@ impl<'t> Batch<'t> {
         Batch { identity, ..self }
     }
 
-    /// Says what kind of sender it has.
+    /// Says what kind of sender it has. Of a peer, `client` is who owns the memory that its long
+    /// blobs lie in, and whose sessions alone it may name then; if nobody is said, nobody else has
+    /// that memory.
     #[must_use]
-    pub fn of_sender(self, sender: Sender) -> Batch<'t> {
-        Batch { sender, ..self }
+    pub fn of_sender(self, sender: Sender, client: Option<Owner>) -> Batch<'t> {
+        Batch { sender, client, ..self }
     }
 
     /// Who sent it; of what a peer of all sends, who its first session belongs to.

@@ -140,8 +140,11 @@ impl Engine {
         // What a peer knows of has to stay where it is.
         let is_sole = buffer.is_sole() && !session.registrations.contains_key(&number);
         let buffer = buffer.clone();
-        // What a peer's request brings is in memory that no other request has.
-        let is_own = session.belongs_to(batch.owner) || batch.sender != Sender::Client;
+        let is_own = match batch.sender {
+            Sender::Client => session.belongs_to(batch.owner),
+            // It is the client's memory, or no other request has it.
+            Sender::Peer | Sender::PeerOfAll => true,
+        };
         let device = session.open_device()?;
         match blob {
             Blob::Private(bytes) => {

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reading, Reply, Rest, Sender};
 pub use cause::Cause;
-pub use peer::{Errand, Parcel, Work};
+pub use peer::{Errand, Parcel, Route, Work};
 pub use session::{Directory, Home, Owner, SessionId};
 pub use tenant::{Seat, Tenant};
 
@@ -257,12 +257,12 @@ impl Engine {
         }
         let id = match batch.sender {
             Sender::Client => self.session(batch.identity, key, batch.owner)?,
-            Sender::Peer => self.session_for_peer(batch.identity, key)?,
+            Sender::Peer => self.session_for_peer(batch.identity, key, batch.client)?,
             Sender::PeerOfAll => {
                 if batch.next == 0 {
                     batch.identity = self.sessions.identity_of(key).unwrap_or(batch.identity);
                 }
-                self.session_for_peer(batch.identity, key)?
+                self.session_for_peer(batch.identity, key, batch.client)?
             }
         };
         batch.sessions[index] = Some(id);
@@ -385,6 +385,12 @@ impl Engine {
     #[must_use]
     pub fn tenant(&self, identity: Identity) -> Arc<Tenant> {
         self.sessions.tenant(identity, &self.limits)
+    }
+
+    /// Whether a connection has opened sessions that are there.
+    #[must_use]
+    pub fn has_sessions(&self, owner: Owner) -> bool {
+        self.sessions.count_of(owner) > 0
     }
 
     /// How many sessions there are.

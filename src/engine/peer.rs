@@ -28,7 +28,7 @@ pub struct Errand {
     pub index: usize,
     /// The other server, as clients name it.
     pub host: String,
-    /// A session that the work is for, in words that fit a line; see [`Engine::elsewhere`].
+    /// A session that the work is for, in words that fit a line; see [`Engine::route`].
     pub route: String,
     pub work: Work,
 }
@@ -40,6 +40,14 @@ pub enum Work {
     Copies(Vec<Parcel>),
     /// A batch without blobs, to be sent once [`Engine::has_reached`] all of these.
     Event { text: String, after: Vec<(SessionId, Fence)> },
+}
+
+/// Where a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    Elsewhere(Home),
+    /// On this shard, and whose it is.
+    Here(Owner),
 }
 
 /// A buffer on its way.
@@ -153,24 +161,20 @@ impl Engine {
         })
     }
 
-    /// The other shard on which the session lives that another server's request is for, as far as
-    /// it says so. A false word costs time, no more. `owner` must not be needed here.
+    /// Where the session is that another server's request is for, as far as it says so.
     #[must_use]
-    pub fn elsewhere(
-        &self,
-        sender: Sender,
-        identity: Identity,
-        owner: Owner,
-        route: &[u8],
-    ) -> Option<Home> {
+    pub fn route(&self, sender: Sender, identity: Identity, route: &[u8]) -> Option<Route> {
         let key = routed(route)?;
         let identity = match sender {
             Sender::Client => return None,
             Sender::Peer => identity,
             Sender::PeerOfAll => self.sessions.identity_of(&key)?,
         };
-        (self.sessions.count_of(owner) == 0).then_some(())?;
-        self.sessions.elsewhere_of(identity, &key)
+        match self.session_for_peer(identity, &key, None) {
+            Ok(id) => Some(Route::Here(self.get(id).ok()?.owner())),
+            Err(Stop::Forward(home)) => Some(Route::Elsewhere(home)),
+            Err(_) => None,
+        }
     }
 
     /// That a command may come from where it comes from: other servers say what this file has them

@@ -459,10 +459,6 @@ impl Sessions {
         self.directory.find(wanted).filter(|home| *home != self.home)
     }
 
-    pub(super) fn elsewhere_of(&self, identity: Identity, key: &SessionKey<'_>) -> Option<Home> {
-        self.elsewhere(Wanted(identity, key))
-    }
-
     fn begin(
         &mut self,
         Wanted(identity, key): Wanted<'_, '_>,
@@ -563,17 +559,25 @@ impl Engine {
         self.sessions.begin(wanted, owner, self.limits.sessions_per_identity_max)
     }
 
-    /// The session that another server names, which opens none.
+    /// The session that another server names, which opens none: one that `client` has opened, if
+    /// that is said.
     pub(super) fn session_for_peer(
         &self,
         identity: Identity,
         key: &SessionKey<'_>,
+        client: Option<Owner>,
     ) -> Result<SessionId, Stop> {
         let wanted = Wanted(identity, key);
-        match (self.sessions.find(wanted), self.sessions.elsewhere(wanted)) {
-            (Some(id), _) => Ok(id),
-            (None, Some(home)) => Err(Stop::Forward(home)),
-            (None, None) => Err(Cause::SessionUnknown { index: key.idx }.into()),
+        let is_clients = |id: &SessionId| {
+            client.is_none_or(|client| self.get(*id).is_ok_and(|found| found.owner == client))
+        };
+        let unknown = Cause::SessionUnknown { index: key.idx };
+        match self.sessions.find(wanted) {
+            Some(id) => Some(id).filter(is_clients).ok_or(unknown.into()),
+            None => match self.sessions.elsewhere(wanted).filter(|_| client.is_none()) {
+                Some(home) => Err(Stop::Forward(home)),
+                None => Err(unknown.into()),
+            },
         }
     }
 

@@ -22,7 +22,7 @@ use crate::blob::Hash;
 use crate::config::HashPolicy;
 use crate::device::shared::Heap;
 use crate::engine::{
-    Batch, Blobs, Cause, Home, Output, Owner, Progress, Reading, Reply, Seat, Sender,
+    Batch, Blobs, Cause, Home, Output, Owner, Progress, Reading, Reply, Route, Seat, Sender,
 };
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
 use crate::identity::{Denied, Identity};
@@ -173,6 +173,8 @@ struct Connection {
     seat: Option<Seat>,
     /// What kind of sender that was.
     sender: Sender,
+    /// The connection of the client that a peer has sent it for.
+    client: Option<Owner>,
     http: http::Connection,
     input: Input,
     /// Whether it may still move to another shard, as before its first reply.
@@ -231,6 +233,7 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
         known,
         seat: None,
         sender: Sender::Client,
+        client: None,
         http: http::Connection::new(shard.config.http),
         input: Input::default(),
         may_move: shard.nodes.differ(),
@@ -261,6 +264,7 @@ pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
         known,
         seat,
         sender,
+        client: None,
         http,
         input,
         may_move,
@@ -397,7 +401,7 @@ impl Connection {
     /// Says of a batch who has sent it.
     fn introduce<'t>(&self, batch: Batch<'t>) -> Batch<'t> {
         match &self.seat {
-            Some(seat) => batch.of_identity(seat.identity()).of_sender(self.sender),
+            Some(seat) => batch.of_identity(seat.identity()).of_sender(self.sender, self.client),
             None => batch,
         }
     }
@@ -453,13 +457,11 @@ impl Connection {
                     let identity = access.borrow().of_request(request.authorization, self.known);
                     if let Ok(identity) = identity {
                         self.sender = self.shard.sender(identity, route.is_some());
-                        let route = route.unwrap_or_default();
-                        let engine = self.shard.engine.borrow();
-                        if let Some(home) =
-                            engine.elsewhere(self.sender, identity, self.owner, route)
-                        {
-                            return Ok(Arrived::Moves(home));
-                        }
+                        self.client = match self.route(identity, route.unwrap_or_default()) {
+                            Some(Route::Elsewhere(home)) => return Ok(Arrived::Moves(home)),
+                            Some(Route::Here(client)) => Some(client),
+                            None => None,
+                        };
                     }
                     self.input.consume(consumed);
                     match identity {
@@ -493,14 +495,32 @@ impl Connection {
         }
     }
 
+    /// Where the session is that a peer's request is for. No connection moves that has sessions of
+    /// its own.
+    fn route(&self, identity: Identity, route: &[u8]) -> Option<Route> {
+        let engine = self.shard.engine.borrow();
+        let stays = engine.has_sessions(self.owner);
+        let found = engine.route(self.sender, identity, route);
+        found.filter(|found| !stays || matches!(found, Route::Here(_)))
+    }
+
+    /// The staging memory of whoever the request is for: a client's connection has its own, which
+    /// peers use for that client. Where it is not known who that is, no other request has it.
+    fn staging(&self) -> Heap {
+        let connections = self.shard.connections.borrow();
+        let found = match (self.sender, self.client.and_then(|client| connections.get(&client))) {
+            (Sender::Client, _) => None,
+            (Sender::Peer | Sender::PeerOfAll, Some(client)) => {
+                Some(client.staging.borrow().clone())
+            }
+            (Sender::Peer | Sender::PeerOfAll, None) => self.share(),
+        };
+        found.unwrap_or_else(|| self.entry.staging.borrow().clone())
+    }
+
     async fn arrive_body(&mut self, length: BodyLength, hash: Option<Hash>) -> io::Result<Arrived> {
         let shard = Rc::clone(&self.shard);
-        // What a peer sends for one client is in no memory that another's has been in.
-        let own = match self.sender {
-            Sender::Client => None,
-            Sender::Peer | Sender::PeerOfAll => self.share(),
-        };
-        let staging = own.unwrap_or_else(|| self.entry.staging.borrow().clone());
+        let staging = self.staging();
         let mut body = Body::new(&shard.config, &staging, length, hash);
         loop {
             let slice_bytes = shard.piece(self.owner, shard.config.shard.io_slice_bytes);

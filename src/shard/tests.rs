@@ -452,7 +452,7 @@ fn connection_from_this_machine_is_not_paced() {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let _near = TcpStream::connect(local_address(&listener).unwrap()).unwrap();
         let mut listener = Listener::new(&reactor, listener);
-        let socket = listener.accept(Duration::from_secs(1)).await.unwrap();
+        let socket = listener.accept(LIMIT, LIMIT).await.unwrap();
         let name = SockRef::from(&*socket.fd).tcp_congestion().unwrap();
         assert!(name.starts_with(b"reno\0"), "{}", String::from_utf8_lossy(&name));
     });

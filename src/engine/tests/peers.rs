@@ -1,7 +1,8 @@
 //! What other servers are asked for, and when; and what a batch of another server may do.
 
 use super::{Bench, EXEC, READY, parse};
-use crate::engine::{Cause, Errand, Progress, Reply, Sender, WaitFor, Work};
+use crate::engine::{Cause, Errand, Owner, Progress, Reply, Route, Sender, WaitFor, Work};
+use crate::identity::Identity;
 
 /// A session of another server.
 const FAR: &str = "SessionKey(host='far:1', idx=3, nonce='n')";
@@ -91,7 +92,7 @@ fn batch_of_another_server_copies_and_sets_events_and_nothing_else() {
     let mut bench = Bench::new();
     bench.ok(READY);
     let mut run = |text: &str| {
-        let mut batch = parse(text).of_sender(Sender::Peer);
+        let mut batch = parse(text).of_sender(Sender::Peer, None);
         let progress = bench.engine.advance(&mut batch, bench.now);
         let Progress::Done(reply) = progress else { panic!("{progress:?}") };
         match reply {
@@ -108,4 +109,27 @@ fn batch_of_another_server_copies_and_sets_events_and_nothing_else() {
     assert!(run(&format!("Event({FAR}, 1, session=$a)")).contains("not what one server"));
     assert!(run("Event($c, 1, session=$c)").contains("unknown session of device 2"));
     assert_eq!(bench.engine.session_count(), 1);
+}
+
+#[test]
+fn request_for_one_client_names_no_session_of_another() {
+    let mut bench = Bench::new();
+    bench.ok(READY);
+    let key = b"0 h n";
+    let (sender, identity) = (Sender::Peer, Identity::default());
+    let here = Some(Route::Here(Owner::Connection(1)));
+    assert_eq!(bench.engine.route(sender, identity, key), here);
+    assert_eq!(bench.engine.route(Sender::PeerOfAll, identity, key), here);
+    assert_eq!(bench.engine.route(Sender::Client, identity, key), None);
+    for nobodys in [&b"1 h n"[..], b"0 h m", b"0 h", b"", b"x h n", b"\xff h n", b"1"] {
+        assert_eq!(bench.engine.route(sender, identity, nobodys), None);
+    }
+    let mut run = |client| {
+        let mut batch = parse("CopyIn(1, $data, session=$a)").of_sender(sender, Some(client));
+        let progress = bench.engine.advance(&mut batch, bench.now);
+        let Progress::Done(reply) = progress else { panic!("{progress:?}") };
+        matches!(reply, Reply::Ok(_))
+    };
+    assert!(run(Owner::Connection(1)));
+    assert!(!run(Owner::Connection(2)));
 }
