@@ -20,6 +20,7 @@ use outboard::identity::{Access, Network, PeerRule, Peers, Rules, TlsFiles};
 use outboard::rdma::{Device, DeviceFabric};
 use outboard::shard::{self, Admission, Drain, PlatformMaker, Server};
 use outboard::{check, compile, cores, device};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{debug, error, info, warn};
@@ -285,7 +286,7 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     start_log(&arguments.log)?;
     let rules = rules(arguments)?;
     let access = Arc::new(Access::load(&rules)?);
-    raise_descriptor_limit();
+    raise_limit(Resource::Nofile);
     let cores = choose_cores(arguments)?;
     let buffers =
         Arc::new(Budget::new(arguments.cpu_memory.unwrap_or_else(|| memory_bytes() / 4 * 3)));
@@ -409,6 +410,7 @@ fn choose_fabric(arguments: &RdmaArgs) -> Result<Option<DeviceFabric>, String> {
     match Device::open(&config) {
         Ok(device) => {
             info!(device = %device.chosen(), "other servers may write buffers by RDMA");
+            raise_limit(Resource::Memlock);
             Ok(Some(DeviceFabric::new(device)))
         }
         Err(error) if config == RdmaConfig::default() => {
@@ -539,15 +541,13 @@ fn choose_cores(arguments: &ServeArgs) -> Result<Vec<usize>, Box<dyn std::error:
     }
 }
 
-/// Each device and each large buffer has a descriptor; the usual soft limit of 1,024 is soon
-/// reached.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) =
-        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-    {
-        warn!(%error, "cannot raise the limit of open descriptors");
+/// Makes the hard limit the soft one. Of descriptors, since each device and each large buffer has
+/// one and the usual soft limit of 1,024 is soon reached; of locked memory, which a network card's
+/// buffers are.
+fn raise_limit(resource: Resource) {
+    let maximum = getrlimit(resource).maximum;
+    if let Err(error) = setrlimit(resource, Rlimit { current: maximum, maximum }) {
+        warn!(?resource, %error, "cannot raise the limit");
     }
 }
 

@@ -15,7 +15,10 @@ pub enum RdmaError {
     GidUnknown { device: String, port: u8, index: u8 },
     #[error("no libibverbs.so.1: {why}")]
     Library { why: String },
-    #[error("{bytes} bytes of memory could not be pinned for RDMA: {why}")]
+    #[error(
+        "{bytes} bytes of memory could not be pinned for RDMA: {why}; the server may need a higher \
+         limit of locked memory (ulimit -l)"
+    )]
     Locked { bytes: u64, why: String },
     #[error("no RDMA device")]
     NoDevice,

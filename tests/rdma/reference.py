@@ -1,4 +1,4 @@
-"""The client's own Python server writes into ours by RDMA.
+"""The client's own Python server writes into ours by RDMA, and dies in the middle of a write.
 
     python3 reference.py PYTHON OUTBOARD
 
@@ -8,18 +8,20 @@ transferred to a buffer of ours and one to a view, and reads both back.
 """
 
 import ast
+import contextlib
 import hashlib
 import http.client
 import os
-import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 NONCE = "0123456789abcdef0123456789abcdef"
 SIZE = 1 << 20
 OFFSET, PART = 4099, 5000
+LONG = 32 << 20
 
 
 class Host:
@@ -88,30 +90,67 @@ def check(theirs, ours):
     whole = ours.run("CopyOut(3")
     expected = bytes(OFFSET) + part + bytes(SIZE - OFFSET - PART)
     assert whole == expected, "a view has other bytes, or others were written"
+
+
+def resources(kind):
+    """How many of a kind the kernel counts for our server's device."""
     shown = subprocess.run(["rdma", "resource", "show"], capture_output=True, text=True).stdout
-    print(shown, end="")
+    words = next(line for line in shown.splitlines() if "rxe1" in line).split()
+    return int(words[words.index(kind) + 1])
+
+
+def check_death(theirs, ours, reference, idle):
+    """The writer is killed in the middle: its queue pair goes, and all else when we say so."""
+    data = os.urandom(LONG)
+    name = hashlib.sha256(data).hexdigest()
+    theirs.run(f"BufferAlloc(9, {LONG}, BufferSpec()", f"CopyIn(9, '{name}'", blobs=(data,))
+    ours.run(
+        f"BufferAlloc(9, {LONG}, BufferSpec()",
+        "BufferOffset(10, 64, 0, 9",
+        f"BufferOffset(11, 64, {LONG - 64}, 9",
+    )
+
+    def write():
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            theirs.run(f"Transfer(9, {ours.session}, 9")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    begin = time.monotonic()
+    while ours.run("CopyOut(10") == bytes(64):
+        assert time.monotonic() - begin < 60, "nothing was written"
+    assert ours.run("CopyOut(11") == bytes(64), "all was written already"
+    reference.kill()
+    begin = time.monotonic()
+    while resources("qp") > idle:
+        assert time.monotonic() - begin < 10, "the queue pair is still there"
+        time.sleep(0.05)
+    print(f"the writer's queue pair went {time.monotonic() - begin:.2f} s after the writer")
+    writer.join()
     ours.run("SessionFree(")
-    shown = subprocess.run(["rdma", "resource", "show", "mr"], capture_output=True, text=True).stdout
-    assert "rxe1" not in shown, shown
+    assert resources("mr") == 0, "registrations outlive their session"
+    assert properties(ours)["ib_gid"].value is not None, "we serve no more"
 
 
 def main():
     python, outboard = sys.argv[1:]
     environment = {**os.environ, "DEV": "CPU", "IB_DEV": "0", "DEFAULT_GID": "1", "PORT": "6671"}
-    processes = []
+    idle = resources("qp")
+    arguments = [python, "-m", "tinygrad.runtime.ops_remote"]
+    reference = subprocess.Popen(arguments, env=environment)
+    arguments = [outboard, "--listen", "127.0.0.1:6672", "--rdma-device", "rxe1", "--no-cache"]
+    # With one shard the reference's connection is where the sessions are.
+    server = subprocess.Popen([*arguments, "--shards", "1", "--device", "cpu"])
     try:
-        arguments = [python, "-m", "tinygrad.runtime.ops_remote"]
-        processes.append(subprocess.Popen(arguments, env=environment))
-        arguments = [outboard, "--listen", "127.0.0.1:6672", "--rdma-device", "rxe1", "--no-cache"]
-        processes.append(subprocess.Popen(arguments))
         theirs, ours = Host(6671), Host(6672)
         ours.wait()
         theirs.wait()
         check(theirs, ours)
+        check_death(theirs, ours, reference, idle)
     finally:
-        for process in processes:
-            # The reference's end of a connection spins when it is asked to end.
-            process.send_signal(signal.SIGKILL)
+        # The reference's end of a connection spins when it is asked to end.
+        reference.kill()
+        server.kill()
 
 
 main()
