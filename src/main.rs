@@ -248,6 +248,10 @@ struct RdmaArgs {
     /// The place of the address in the port's table [default: RoCE v2, IPv4 first].
     #[arg(long, value_name = "N")]
     rdma_gid: Option<u8>,
+    /// Queue pairs to each server that buffers are written to.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=64))]
+    rdma_queue_pairs: u8,
 }
 
 /// How long the process stays for devices of ended sessions to give back what they have. Work that
@@ -299,6 +303,7 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     config.nodes = cores::nodes(Path::new("/sys"), &cores);
     if device == "CPU" {
         config.fabric = choose_fabric(&arguments.rdma)?;
+        config.rdma_queue_pairs = usize::from(arguments.rdma.rdma_queue_pairs);
     }
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     if rules.has_files() {

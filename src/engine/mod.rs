@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reading, Reply, Rest, Sender};
 pub use cause::Cause;
 pub use peer::{Errand, Parcel, Route, Work};
+pub use rdma::{Source, asking};
 pub use session::{Directory, Home, Owner, SessionId};
 pub use tenant::{Seat, Tenant};
 

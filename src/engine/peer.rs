@@ -61,6 +61,18 @@ pub struct Parcel {
     pub output: Output,
     /// The other server's command.
     pub command: String,
+    pub(super) from: (SessionId, BufferNumber),
+    /// How clients name this server.
+    pub(super) from_host: String,
+    pub(super) to: BufferName<'static>,
+}
+
+impl Parcel {
+    /// How clients name this server.
+    #[must_use]
+    pub fn from_host(&self) -> &str {
+        &self.from_host
+    }
 }
 
 impl Errand {
@@ -88,7 +100,7 @@ fn routed(route: &[u8]) -> Option<SessionKey<'_>> {
 }
 
 /// A command as another server reads it.
-fn text(session: &SessionKey<'_>, command: Command<'_>) -> String {
+pub(super) fn text(session: &SessionKey<'_>, command: Command<'_>) -> String {
     Request { session: session.clone(), command, offset: 0 }.to_string()
 }
 
@@ -158,6 +170,9 @@ impl Engine {
             bytes: buffer.bytes,
             output: Output::Later(Rest { session: from, buffer }),
             command: text(session, Command::CopyIn(copy)),
+            from: (from, source),
+            from_host: self.get(from)?.host().to_owned(),
+            to: BufferName { session: session.clone(), buffer: destination }.into_owned(),
         })
     }
 
@@ -189,7 +204,12 @@ impl Engine {
             return Ok(());
         };
         match &stored {
-            Stored::Other(Command::CopyIn(_)) => Ok(()),
+            Stored::Other(
+                Command::BufferIovas(_)
+                | Command::CopyIn(_)
+                | Command::GetProperties
+                | Command::IbConnect(_),
+            ) => Ok(()),
             Stored::Other(Command::Event(event)) if event.event_session == *session => Ok(()),
             _ => Err(Cause::OfPeer { command: stored.name() }.into()),
         }

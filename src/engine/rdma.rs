@@ -6,13 +6,17 @@
 //! the session where another shard's connection asked, and ends with that; a peer that connects
 //! again under the same name takes the place of its earlier connection, as on the reference server.
 //!
-//! Absent: writing to a peer's memory, and the device (`rdma`).
+//! In the other direction a peer is asked the same, and what it says is told by `asking`.
+//!
+//! Absent: the device, and writing to a peer's memory (`rdma`).
 
+use super::peer::Parcel;
 use super::session::{Owner, SessionId, Sessions};
 use super::{Cause, Engine, Step, Stop, WaitFor};
+use crate::device::Fence;
 use crate::engine::batch::Output;
 use crate::identity::Identity;
-use crate::rdma::{Accepted, Address, Fabric, QueuePairNumber, Target};
+use crate::rdma::{Accepted, Address, Fabric, Promise, QueuePairNumber, Target};
 use crate::wire::command::{self, BufferName};
 
 /// RDMA as this engine has it, and who is connected.
@@ -124,6 +128,73 @@ impl Engine {
             Some(promise) => Err(Stop::Retry(WaitFor::Registration(promise))),
             None => Ok(Step::Done(Output::Owned(answer))),
         }
+    }
+}
+
+/// A buffer that is to be written to another server's memory.
+#[derive(Debug)]
+pub struct Source {
+    pub identity: Identity,
+    pub promise: Promise,
+    /// The work that has to be done before.
+    pub after: Option<(SessionId, Fence)>,
+}
+
+impl Engine {
+    /// Begins to register what a parcel's bytes are in. `None` where there is no RDMA, or memory
+    /// that it does not reach.
+    ///
+    /// # Errors
+    ///
+    /// Where the session or the buffer is gone, or the device has no more.
+    pub fn source(&mut self, parcel: &Parcel) -> Result<Option<Source>, Cause> {
+        let Some(fabric) = &self.rdma.fabric else { return Ok(None) };
+        let (session, number) = parcel.from;
+        let identity = self.get(session)?.identity();
+        let reach = fabric.reach(identity)?;
+        let session = self.get_mut(session)?;
+        let buffer = session.buffer(number)?;
+        let promise = match session.registrations.get(&number) {
+            Some(promise) => promise.clone(),
+            None => {
+                let Some(memory) = buffer.shared_bytes() else { return Ok(None) };
+                let promise = reach.register(memory);
+                session.registrations.insert(number, promise.clone());
+                promise
+            }
+        };
+        Ok(Some(Source { identity, promise, after: session.last() }))
+    }
+}
+
+/// What another server is asked before its memory is written, in its own words.
+pub mod asking {
+    use std::borrow::Cow;
+
+    use crate::engine::peer::{Parcel, text};
+    use crate::rdma::Address;
+    use crate::wire::command::{BufferIovas, Command, IbConnect};
+
+    /// Whether it has RDMA.
+    #[must_use]
+    pub fn properties(parcel: &Parcel) -> String {
+        text(&parcel.to.session, Command::GetProperties)
+    }
+
+    /// To connect to `address`, and to know it by `host`.
+    #[must_use]
+    pub fn connect(parcel: &Parcel, host: &str, address: Address) -> String {
+        let (gid, queue_pair) = (address.gid, address.queue_pair.into());
+        let host = Cow::Borrowed(host);
+        text(&parcel.to.session, Command::IbConnect(IbConnect { host, gid, queue_pair }))
+    }
+
+    /// Where the destinations are.
+    #[must_use]
+    pub fn places(parcels: &[Parcel]) -> String {
+        let Some(first) = parcels.first() else { return String::new() };
+        let buffers = parcels.iter().map(|parcel| parcel.to.clone()).collect();
+        text(&first.to.session, Command::BufferIovas(BufferIovas { buffers }))
     }
 }
 

@@ -54,6 +54,9 @@ pub trait Accepted: fmt::Debug {
 /// Memory that peers may read and write; dropping it ends that.
 pub trait Registered: fmt::Debug + Send {
     fn target(&self) -> Target;
+
+    /// The key by which this side's requests read it.
+    fn local_key(&self) -> u32;
 }
 
 impl Accepted for QueuePair {
@@ -65,6 +68,10 @@ impl Accepted for QueuePair {
 impl<M: fmt::Debug + Send> Registered for Registration<M> {
     fn target(&self) -> Target {
         Registration::target(self)
+    }
+
+    fn local_key(&self) -> u32 {
+        Registration::local_key(self)
     }
 }
 
@@ -81,6 +88,22 @@ impl DeviceFabric {
     pub fn new(device: Arc<Device>) -> DeviceFabric {
         DeviceFabric { device, domains: Arc::default() }
     }
+
+    /// What belongs to an identity, on all shards.
+    ///
+    /// # Errors
+    ///
+    /// Where the device has no more.
+    pub fn domain(&self, of: Identity) -> Result<Arc<Domain>, RdmaError> {
+        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(domain) = domains.get(&of).and_then(Weak::upgrade) {
+            return Ok(domain);
+        }
+        let domain = Domain::new(&self.device)?;
+        domains.retain(|_, domain| domain.strong_count() > 0);
+        domains.insert(of, Arc::downgrade(&domain));
+        Ok(domain)
+    }
 }
 
 impl Fabric for DeviceFabric {
@@ -89,14 +112,7 @@ impl Fabric for DeviceFabric {
     }
 
     fn reach(&self, of: Identity) -> Result<Rc<dyn Reach>, RdmaError> {
-        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(domain) = domains.get(&of).and_then(Weak::upgrade) {
-            return Ok(Rc::new(domain));
-        }
-        let domain = Domain::new(&self.device)?;
-        domains.retain(|_, domain| domain.strong_count() > 0);
-        domains.insert(of, Arc::downgrade(&domain));
-        Ok(Rc::new(domain))
+        Ok(Rc::new(self.domain(of)?))
     }
 }
 
@@ -222,6 +238,10 @@ struct NullRegistered {
 impl Registered for NullRegistered {
     fn target(&self) -> Target {
         self.target
+    }
+
+    fn local_key(&self) -> u32 {
+        self.target.key
     }
 }
 

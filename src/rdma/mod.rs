@@ -60,6 +60,12 @@ impl QueuePairNumber {
     }
 }
 
+impl From<QueuePairNumber> for u64 {
+    fn from(number: QueuePairNumber) -> u64 {
+        u64::from(number.0)
+    }
+}
+
 impl Address {
     pub const BYTES: usize = 24;
 

@@ -38,6 +38,16 @@ impl Promise {
         })
     }
 
+    /// Where it is for this side's own requests, and their key, once there is something.
+    #[must_use]
+    pub fn local(&self) -> Option<Result<(u64, u32), RdmaError>> {
+        let outcome = &self.lock().outcome;
+        outcome.as_ref().map(|outcome| match outcome {
+            Ok(registered) => Ok((registered.target().iova, registered.local_key())),
+            Err(error) => Err(error.clone()),
+        })
+    }
+
     /// Wakes a task, once, when there is something: at once if there is already.
     pub fn wake_on_done(&self, waker: &Waker) {
         let mut state = self.lock();

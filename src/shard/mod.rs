@@ -26,6 +26,7 @@ mod ring;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod writer;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -83,6 +84,8 @@ pub struct Config {
     pub plain: Vec<SocketAddr>,
     /// RDMA, where there is any.
     pub fabric: Option<DeviceFabric>,
+    /// Connections by RDMA to one peer.
+    pub rdma_queue_pairs: usize,
 }
 
 impl Config {
@@ -104,6 +107,7 @@ impl Config {
             access: Arc::default(),
             plain: Vec::new(),
             fabric: None,
+            rdma_queue_pairs: 1,
         }
     }
 }
@@ -137,6 +141,7 @@ struct Shard {
     forwarded: Forwarded,
     home: Home,
     links: peer::Links,
+    writers: writer::Writers,
     memory: memory::Queue,
     mesh: Mesh,
     nodes: Nodes,
@@ -365,6 +370,7 @@ impl Start {
             forwarded: Forwarded::default(),
             home: self.home,
             links: peer::Links::default(),
+            writers: writer::Writers::default(),
             memory: memory::Queue::default(),
             mesh: self.mesh,
             nodes: Nodes::new(&self.config.nodes),

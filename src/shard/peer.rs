@@ -34,7 +34,7 @@ use crate::identity::Peer;
 
 /// Why an errand failed.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+pub(super) enum Trouble {
     #[error("it closed the connection before it had answered")]
     Closed,
     #[error("cannot connect: {0}")]
@@ -44,6 +44,8 @@ enum Trouble {
     Here(Cause),
     #[error("the connection to it broke: {0}")]
     Io(#[from] io::Error),
+    #[error("by RDMA: {0}")]
+    Rdma(String),
     #[error("it answered {status}: {text}")]
     Refused { status: u16, text: String },
     #[error("{0}")]
@@ -74,13 +76,17 @@ impl From<Unsent> for Trouble {
 
 /// Where an errand goes.
 #[derive(Clone, Copy)]
-struct To<'e> {
+pub(super) struct To<'e> {
     peer: &'e Peer,
     /// A session there, or nothing.
     route: &'e str,
 }
 
-impl To<'_> {
+impl<'e> To<'e> {
+    pub(super) fn host(self) -> &'e str {
+        &self.peer.host
+    }
+
     /// The head of a request.
     fn head(self, body_bytes: u64) -> Vec<u8> {
         let To { peer: Peer { host, token, .. }, route } = self;
@@ -238,7 +244,21 @@ impl Shard {
     }
 
     async fn send_event(self: &Rc<Self>, to: To<'_>, text: &str) -> Result<(), Trouble> {
-        let (seat, mut link) = self.link_to(to.peer, Lane::Events).await?;
+        self.ask_by(Lane::Events, to, text).await.map(drop)
+    }
+
+    /// Sends a batch without blobs that somebody waits for, and gives back the answer.
+    pub(super) async fn ask(self: &Rc<Self>, to: To<'_>, text: &str) -> Result<Vec<u8>, Trouble> {
+        self.ask_by(Lane::Copies, to, &format!("[{text}]")).await
+    }
+
+    async fn ask_by(
+        self: &Rc<Self>,
+        lane: Lane,
+        to: To<'_>,
+        text: &str,
+    ) -> Result<Vec<u8>, Trouble> {
+        let (seat, mut link) = self.link_to(to.peer, lane).await?;
         let mut request = to.head(BLOB_HEAD_BYTES + text.len() as u64);
         put_blob_head(&mut request, Digest([0xff; 32]), text.len() as u64);
         request.extend_from_slice(text.as_bytes());
@@ -250,6 +270,7 @@ impl Shard {
 
     /// Sends buffers, and waits until the peer has taken them.
     async fn copy_to(self: &Rc<Self>, to: To<'_>, parcels: Vec<Parcel>) -> Result<(), Trouble> {
+        let Some(parcels) = self.write_to(to, parcels).await? else { return Ok(()) };
         let (seat, mut link) = self.link_to(to.peer, Lane::Copies).await?;
         let (mut answers, mut outcome) = (0, Ok(()));
         let mut parcels = parcels.into_iter().peekable();
@@ -270,12 +291,12 @@ impl Shard {
             }
             answers += 1;
             if answers == PeerLimits::REQUESTS_AHEAD_MAX {
-                outcome = outcome.and(self.receive_reply(&mut link).await?);
+                outcome = outcome.and(self.receive_reply(&mut link).await?.map(drop));
                 answers -= 1;
             }
         }
         for _ in 0..answers {
-            outcome = outcome.and(self.receive_reply(&mut link).await?);
+            outcome = outcome.and(self.receive_reply(&mut link).await?.map(drop));
         }
         self.keep(seat, link);
         outcome
@@ -308,7 +329,7 @@ impl Shard {
 
     /// What the peer says to the next request, whose rest goes out first: the inner error leaves
     /// the connection as it should be.
-    async fn receive_reply(&self, link: &mut Link) -> Result<Result<(), Trouble>, Trouble> {
+    async fn receive_reply(&self, link: &mut Link) -> Result<Result<Vec<u8>, Trouble>, Trouble> {
         let silence_max = self.config.peer.silence_max;
         let (mut status, mut body) = (0, Vec::new());
         loop {
@@ -319,7 +340,10 @@ impl Shard {
                     None
                 }
                 ReplyEvent::Body(bytes) => {
-                    let room = PeerLimits::ANSWER_BYTES_KEPT.saturating_sub(body.len());
+                    let room = match status {
+                        200 => bytes.len(),
+                        _ => PeerLimits::ANSWER_BYTES_KEPT.saturating_sub(body.len()),
+                    };
                     body.extend_from_slice(&bytes[..bytes.len().min(room)]);
                     None
                 }
@@ -339,7 +363,7 @@ impl Shard {
             match is_over {
                 None => {}
                 Some(keeps) => {
-                    let outcome = answer(status, &body);
+                    let outcome = answer(status, std::mem::take(&mut body));
                     return if keeps { Ok(outcome) } else { outcome.map(Ok) };
                 }
             }
@@ -436,11 +460,11 @@ fn put_blob_head(to: &mut Vec<u8>, name: Digest, bytes: u64) {
 }
 
 /// What a peer's answer says, in words for whoever sent the batch.
-fn answer(status: u16, body: &[u8]) -> Result<(), Trouble> {
+fn answer(status: u16, body: Vec<u8>) -> Result<Vec<u8>, Trouble> {
     if status == 200 {
-        return Ok(());
+        return Ok(body);
     }
-    let text = String::from_utf8_lossy(body);
+    let text = String::from_utf8_lossy(&body);
     // Of a Python server the trace is of no use to a client of this one.
     let text = text.split(", trace=").next().unwrap_or_default();
     let text = text.strip_prefix("RemoteException(exc=").unwrap_or(text).trim_end();

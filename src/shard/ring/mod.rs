@@ -218,6 +218,14 @@ impl Ring {
         unsafe { self.begin(socket, entry, Vec::new(), Keep::Address(to)) }
     }
 
+    /// Waits until there is something to read.
+    pub(super) fn readable(self: &Rc<Self>, descriptor: &Rc<OwnedFd>) -> Op {
+        let events = u32::from(rustix::event::PollFlags::IN.bits());
+        let entry = opcode::PollAdd::new(fd_of(descriptor), events).build();
+        // SAFETY: the operation touches no memory.
+        unsafe { self.begin(descriptor, entry, Vec::new(), Keep::Nothing) }
+    }
+
     /// Accepts connections until it is dropped or fails.
     pub(super) fn accept(self: &Rc<Self>, listener: &Rc<OwnedFd>) -> Accept {
         let entry = opcode::AcceptMulti::new(fd_of(listener)).flags(libc::SOCK_CLOEXEC).build();

@@ -1,0 +1,259 @@
+//! Copies to other servers' buffers by RDMA, where both servers have it.
+//!
+//! Owns: the link to each peer for each identity of this shard, and how long a write may take
+//! without a word of its device. Absent: queue pairs and what is posted when (`rdma`), and copies
+//! over HTTP (`peer`), which are made where a peer has no RDMA or cannot be reached by it.
+//!
+//! The peer is asked over HTTP for a connection, once, and for the place of the destinations, each
+//! time: a place is good as long as its buffer. Nothing is written before the source's device is
+//! past the work that it has now. One errand uses a link at a time; one that fails or is given up
+//! takes the link with it, and the next makes a new one.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use tracing::{debug, info};
+
+use super::Shard;
+use super::completion::Cancel;
+use super::peer::{To, Trouble};
+use crate::config::PeerLimits;
+use crate::engine::{Cause, Parcel, Source, WaitFor, asking};
+use crate::identity::Identity;
+use crate::rdma::{Address, DeviceFabric, Link, Promise, RdmaError, Target, Turn, Write};
+
+/// Places that one answer has room for.
+const PLACES_MAX: usize = 32 << 10;
+
+/// What is known of a peer, for one identity.
+enum Peering {
+    /// Nobody uses the link.
+    Free(Box<Writer>),
+    /// Somebody does, or makes it; these wait.
+    Busy(Vec<Waker>),
+    /// It cannot be reached by RDMA, as was found then.
+    None(Instant),
+}
+
+/// The links of all peers.
+#[derive(Default)]
+pub(super) struct Writers(RefCell<HashMap<(String, Identity), Peering>>);
+
+/// A link to one peer.
+struct Writer {
+    link: Link<Promise>,
+    /// What the link's descriptor names.
+    descriptor: Rc<OwnedFd>,
+}
+
+/// The right to use one entry, which is put back when it ends.
+struct Turnstile<'s> {
+    writers: &'s Writers,
+    key: (String, Identity),
+    after: Option<Peering>,
+}
+
+impl Drop for Turnstile<'_> {
+    fn drop(&mut self) {
+        let mut writers = self.writers.0.borrow_mut();
+        let before = match self.after.take() {
+            Some(after) => writers.insert(self.key.clone(), after),
+            None => writers.remove(&self.key),
+        };
+        if let Some(Peering::Busy(waiting)) = before {
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+impl Writers {
+    /// Waits until nobody uses the link, and takes it if there is one. `None` where it is known
+    /// that there can be none.
+    async fn enter(&self, key: (String, Identity)) -> Option<(Turnstile<'_>, Option<Box<Writer>>)> {
+        let found = poll_fn(|cx| {
+            let mut writers = self.0.borrow_mut();
+            match writers.get_mut(&key) {
+                Some(Peering::Busy(waiting)) => {
+                    waiting.push(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                Some(Peering::None(since)) if since.elapsed() < PeerLimits::IDLE_TIME_MAX => {
+                    return Poll::Ready(None);
+                }
+                _ => {}
+            }
+            match writers.insert(key.clone(), Peering::Busy(Vec::new())) {
+                Some(Peering::Free(writer)) => Poll::Ready(Some(Some(writer))),
+                _ => Poll::Ready(Some(None)),
+            }
+        });
+        let writer = found.await?;
+        Some((Turnstile { writers: self, key, after: None }, writer))
+    }
+}
+
+impl Shard {
+    /// Writes buffers into a peer's by RDMA. Gives the parcels back where that cannot be.
+    pub(super) async fn write_to(
+        self: &Rc<Self>,
+        to: To<'_>,
+        parcels: Vec<Parcel>,
+    ) -> Result<Option<Vec<Parcel>>, Trouble> {
+        let Some(fabric) = self.config.fabric.clone() else { return Ok(Some(parcels)) };
+        let sources: Option<Vec<Source>> = {
+            let mut engine = self.engine.borrow_mut();
+            let sources = parcels.iter().map(|parcel| engine.source(parcel));
+            sources.collect::<Result<_, Cause>>().map_err(Trouble::Here)?
+        };
+        let Some(sources) = sources else { return Ok(Some(parcels)) };
+        let Some(first) = sources.first() else { return Ok(None) };
+        if parcels.len() > PLACES_MAX {
+            return Ok(Some(parcels));
+        }
+        let key = (to.host().to_owned(), first.identity);
+        let Some((mut turnstile, kept)) = self.writers.enter(key).await else {
+            return Ok(Some(parcels));
+        };
+        let mut writer = match kept {
+            Some(writer) => writer,
+            None => match self.connect_writer(&fabric, to, first.identity, &parcels[0]).await {
+                Ok(writer) => Box::new(writer),
+                Err(trouble) => {
+                    debug!(host = to.host(), %trouble, "no RDMA to this peer");
+                    turnstile.after = Some(Peering::None(Instant::now()));
+                    return Ok(Some(parcels));
+                }
+            },
+        };
+        let targets = self.ask_places(to, &parcels).await;
+        let targets = match targets {
+            Ok(targets) => targets,
+            Err(trouble) => {
+                turnstile.after = Some(Peering::Free(writer));
+                return Err(trouble);
+            }
+        };
+        self.write(&mut writer, &parcels, &sources, &targets).await?;
+        turnstile.after = Some(Peering::Free(writer));
+        Ok(None)
+    }
+
+    /// Makes a link and connects it.
+    async fn connect_writer(
+        self: &Rc<Self>,
+        fabric: &DeviceFabric,
+        to: To<'_>,
+        identity: Identity,
+        parcel: &Parcel,
+    ) -> Result<Writer, Trouble> {
+        let properties = self.ask(to, &asking::properties(parcel)).await?;
+        if String::from_utf8_lossy(&properties).contains("ib_gid=None") {
+            return Err(Trouble::Rdma("it has no RDMA".to_owned()));
+        }
+        let domain = fabric.domain(identity)?;
+        let mut link = Link::new(&domain, self.config.rdma_queue_pairs)?;
+        let addresses: Vec<Address> = link.addresses().collect();
+        for (pair, address) in addresses.into_iter().enumerate() {
+            // Shards and pairs have connections of their own.
+            let name = format!("{}#{}.{pair}", parcel.from_host(), self.home.0);
+            let answer = self.ask(to, &asking::connect(parcel, &name, address)).await?;
+            let answer: &[u8; Address::BYTES] = answer.as_slice().try_into().map_err(|_| odd())?;
+            link.connect(pair, Address::from_bytes(answer)?)?;
+        }
+        let descriptor = link.descriptor().try_clone_to_owned()?;
+        info!(host = to.host(), "connected by RDMA");
+        Ok(Writer { link, descriptor: Rc::new(descriptor) })
+    }
+
+    /// Where the destinations are, which have to be as long as the sources.
+    async fn ask_places(
+        self: &Rc<Self>,
+        to: To<'_>,
+        parcels: &[Parcel],
+    ) -> Result<Vec<Target>, Trouble> {
+        let answer = self.ask(to, &asking::places(parcels)).await?;
+        let (places, rest) = answer.as_chunks::<{ Target::BYTES }>();
+        if places.len() != parcels.len() || !rest.is_empty() {
+            return Err(odd());
+        }
+        let targets = places.iter().zip(parcels).map(|(place, parcel)| {
+            let target = Target::from_bytes(place).ok_or_else(odd)?;
+            match target.bytes == parcel.bytes {
+                true => Ok(target),
+                false => Err(Trouble::Rdma(format!(
+                    "its buffer has {} bytes, ours has {}: they must be equal",
+                    target.bytes, parcel.bytes
+                ))),
+            }
+        });
+        targets.collect()
+    }
+
+    /// Writes, once all sources are registered and their devices are past what they have to do.
+    async fn write(
+        &self,
+        writer: &mut Writer,
+        parcels: &[Parcel],
+        sources: &[Source],
+        targets: &[Target],
+    ) -> Result<(), Trouble> {
+        let cancel = Cancel::default();
+        for source in sources {
+            // Nobody cancels these but by dropping the task.
+            let _ = self.wait(&cancel, &WaitFor::Registration(source.promise.clone())).await;
+            if let Some((session, fence)) = source.after {
+                let _ = self.wait(&cancel, &WaitFor::Device { session, fence }).await;
+            }
+        }
+        let after: Vec<_> = sources.iter().filter_map(|source| source.after).collect();
+        self.engine.borrow_mut().has_reached(&after).map_err(Trouble::Here)?;
+        for ((source, target), parcel) in sources.iter().zip(targets).zip(parcels) {
+            let (local, local_key) = source.promise.local().ok_or_else(odd)??;
+            let write = Write {
+                local,
+                local_key,
+                remote: target.iova,
+                remote_key: target.key,
+                bytes: parcel.bytes,
+            };
+            writer.link.submit(vec![write], source.promise.clone());
+        }
+        self.drive(writer).await
+    }
+
+    /// Waits until all that a link has to write is written.
+    async fn drive(&self, Writer { link, descriptor }: &mut Writer) -> Result<(), Trouble> {
+        let silence_max = self.config.peer.silence_max;
+        loop {
+            let turn = link.turn()?;
+            let failed = std::iter::from_fn(|| link.next_finished())
+                .fold(None, |failed, finished| failed.or(finished.outcome.err()));
+            if let Some(status) = failed {
+                return Err(Trouble::Rdma(status.to_string()));
+            }
+            if turn == Turn::Idle {
+                return Ok(());
+            }
+            let readable = self.reactor.ring().readable(descriptor);
+            if self.reactor.within(silence_max, readable).await.is_none() {
+                return Err(Trouble::Silent(silence_max));
+            }
+        }
+    }
+}
+
+/// A peer that answers what makes no sense.
+fn odd() -> Trouble {
+    Trouble::Rdma("its answer makes no sense".to_owned())
+}
+
+impl From<RdmaError> for Trouble {
+    fn from(error: RdmaError) -> Trouble {
+        Trouble::Here(error.into())
+    }
+}
