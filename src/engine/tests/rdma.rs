@@ -1,7 +1,8 @@
 //! Peers that connect by RDMA and ask where buffers are, on a fabric that reaches nothing.
 
 use super::*;
-use crate::rdma::{Address, NullFabric, Target};
+use crate::engine::{Work, asking};
+use crate::rdma::{Address, NullFabric, QueuePairNumber, Target};
 
 fn bench() -> (Bench, NullFabric) {
     let (mut bench, fabric) = (Bench::new(), NullFabric::default());
@@ -160,4 +161,32 @@ fn buffer_that_is_freed_while_it_is_being_registered_leaves_nothing() {
     assert!(text.contains("unknown buffer 1"), "{text}");
     drop(batch);
     assert_eq!(fabric.registered(), 0);
+}
+
+#[test]
+fn copy_to_a_peer_is_registered_once_and_asks_for_its_place() {
+    let (mut bench, fabric) = bench();
+    bench.ok("BufferAlloc(1, 100, $spec, session=$a)");
+    let copy = "Transfer(1, SessionKey(host='other', idx=2, nonce='m'), 7, session=$a)";
+    let mut batch = parse(copy);
+    let Progress::Peer(errand) = bench.engine.advance(&mut batch, bench.now) else {
+        panic!("it is for another host");
+    };
+    let Work::Copies(parcels) = errand.work else { panic!("it is a copy") };
+    for _ in 0..2 {
+        let source = bench.engine.source(&parcels[0]).unwrap().expect("there is RDMA");
+        assert!(source.promise.local().is_some());
+        assert_eq!(fabric.registered(), 1);
+    }
+    let other = "SessionKey(host='other', idx=2, nonce='m')";
+    let places = format!("BufferIOVAS(session={other}, buffer_nums=[({other}, 7)])");
+    assert_eq!(asking::places(&parcels), places);
+    assert_eq!(asking::properties(&parcels[0]), format!("GetProperties(session={other})"));
+    let queue_pair = QueuePairNumber::new(9).unwrap();
+    let address = Address { gid: *b"0123456789abcdef", queue_pair };
+    assert_eq!(
+        asking::connect(&parcels[0], "h#0.0", address),
+        format!("IBConnect(session={other}, host='h#0.0', gid=b'0123456789abcdef', qp_num=9)")
+    );
+    assert!(Bench::new().engine.source(&parcels[0]).unwrap().is_none(), "there is no RDMA");
 }
