@@ -414,8 +414,8 @@ pub struct CompileConfig {
     /// again, and clients that have none as many once more, so that nobody waits for another's
     /// longest source.
     pub threads: usize,
-    /// Sources of one client that wait for a compiler. A beam search sends some hundreds at once; what waits
-    /// longer than a client's patience (300 s) is of no use to anybody.
+    /// Sources of one client that wait for a compiler. A beam search sends some hundreds at once;
+    /// what waits longer than a client's patience (300 s) is of no use to anybody.
     pub queue_max: usize,
     /// Bytes of one source. The longest recorded from tinygrad is 19 KB; a wholly unrolled kernel
     /// takes a megabyte, and minutes to compile.
@@ -464,8 +464,8 @@ impl Default for CompileConfig {
 pub struct CoreLimits;
 
 impl CoreLimits {
-    /// A shard's turn on its core while others want it. Whoever asks for shorter turns gets the core
-    /// sooner when there is something to do; Linux gives no shorter ones.
+    /// A shard's turn on its core while others want it. Whoever asks for shorter turns gets the
+    /// core sooner when there is something to do; Linux gives no shorter ones.
     pub const SHARD_TURN: Duration = Duration::from_micros(100);
     /// How far workers step back for the shards.
     pub const WORKER_NICE: i32 = 5;

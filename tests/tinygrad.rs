@@ -104,8 +104,8 @@ fn suite(file: &str, passing: usize, limit_seconds: u64) {
 }
 
 /// Runs one of tinygrad's test files on two hosts, of which each is ours or the client's own
-/// server. Exactly `passing` of its tests must pass, and none may fail but those of `failing`, which
-/// fail on the client's own server alone.
+/// server. Exactly `passing` of its tests must pass, and none may fail but those of `failing`,
+/// which fail on the client's own server alone.
 fn suite_on_two(file: &str, ours: [bool; 2], passing: usize, failing: &[&str]) {
     let kind = |is_ours| if is_ours { "ours" } else { "reference" };
     let name = format!("{file}-{}-{}", kind(ours[0]), kind(ours[1]));

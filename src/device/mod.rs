@@ -556,6 +556,7 @@ pub trait Platform {
         self.open_within(index, &Quota::NONE)
     }
 
-    /// Starts to compile source text for a device, in its turn among those who ask. The ticket completes on another thread.
+    /// Starts to compile source text for a device, in its turn among those who ask. The ticket
+    /// completes on another thread.
     fn compile(&mut self, asker: compile::Asker, index: u64, source: Arc<[u8]>) -> compile::Ticket;
 }

@@ -224,8 +224,7 @@ mod tests {
             device("b", vec![port(1, &roce()), port(2, &roce())]),
         ];
         let name = Some("b".to_owned());
-        let config =
-            RdmaConfig { device: name, port: Some(2), gid: Some(0), ..RdmaConfig::default() };
+        let config = RdmaConfig { device: name, port: Some(2), gid: Some(0) };
         let chosen = choose(&devices, &config).unwrap();
         assert_eq!((chosen.device.as_str(), chosen.port, chosen.gid.index), ("b", 2, 0));
     }

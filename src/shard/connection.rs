@@ -16,7 +16,8 @@ use tracing::debug;
 use super::Shard;
 use super::body::{Body, BodyError, Direct, Text};
 use super::completion::{Cancel, Gone};
-use super::io::{Detached, Handle, Received, Socket};
+use super::input::Input;
+use super::io::{Detached, Handle, Socket};
 use super::peer::Errands;
 use crate::blob::Hash;
 use crate::config::HashPolicy;
@@ -53,67 +54,6 @@ impl ConnectionEntry {
             in_batch: Cell::new(false),
             idle: Cell::new(true),
             timed_out: Cell::new(false),
-        }
-    }
-}
-
-/// Received bytes that are not consumed yet. They stay where they are until more is received.
-#[derive(Default)]
-struct Input {
-    held: Held,
-    start: usize,
-}
-
-#[derive(Default)]
-enum Held {
-    #[default]
-    Nothing,
-    /// As they came.
-    Received(Received),
-    /// What came in several pieces and is used as one.
-    Joined(Vec<u8>),
-}
-
-impl Input {
-    fn all(&self) -> &[u8] {
-        match &self.held {
-            Held::Nothing => &[],
-            Held::Received(received) => received,
-            Held::Joined(bytes) => bytes,
-        }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.all()[self.start..]
-    }
-
-    fn is_empty(&self) -> bool {
-        self.start == self.all().len()
-    }
-
-    fn consume(&mut self, bytes: usize) {
-        self.start += bytes;
-    }
-
-    /// Lets go of what is consumed. A buffer of the ring's goes back to it.
-    fn tidy(&mut self) {
-        if self.is_empty() {
-            *self = Input::default();
-            return;
-        }
-        let mut joined = match std::mem::take(&mut self.held) {
-            Held::Joined(bytes) => bytes,
-            held => Input { held, start: 0 }.all().to_vec(),
-        };
-        joined.drain(..self.start);
-        *self = Input { held: Held::Joined(joined), start: 0 };
-    }
-
-    /// Adds what was received, after [`Input::tidy`].
-    fn add(&mut self, received: Received) {
-        match &mut self.held {
-            Held::Joined(bytes) => bytes.extend_from_slice(&received),
-            held => *held = Held::Received(received),
         }
     }
 }
@@ -257,7 +197,7 @@ pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
     let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
     entry.idle.set(false);
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
-    let input = Input { held: Held::Joined(input), start: 0 };
+    let input = Input::from(input);
     let may_move = false;
     let sender = Sender::Client;
     let connection = Connection {
@@ -541,7 +481,7 @@ impl Connection {
             let consumed = step.consumed;
             match step.event {
                 Event::Body(bytes) => {
-                    let end = self.input.start + consumed;
+                    let end = self.input.start() + consumed;
                     let place = end - bytes.len()..end;
                     self.input.consume(consumed);
                     if let Err(error) = self.take_body(&mut body, place).await {
@@ -773,8 +713,8 @@ impl Shard {
         }
     }
 
-    /// Sends what is corked, and then an output for `owner`. What the server does not see yet is read
-    /// meanwhile. With `pause_max`, no piece may take longer.
+    /// Sends what is corked, and then an output for `owner`. What the server does not see yet is
+    /// read meanwhile. With `pause_max`, no piece may take longer.
     pub(super) async fn send_output(
         &self,
         socket: &mut Socket,

@@ -4,9 +4,9 @@
 //! shards, start and drain. Absent: what bytes mean (`http`, `wire`) and what commands mean
 //! (`engine`).
 //!
-//! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `body`,
-//! `memory`, `crowd`, `completion` (all waiting), `mesh`, `moving`, `peer` (other servers), `io`
-//! (the seam to the sockets), `tls`, `driver` (when the kernel is entered), `ring` (how).
+//! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `input`,
+//! `body`, `memory`, `crowd`, `completion` (all waiting), `mesh`, `moving`, `peer` (other servers),
+//! `io` (the seam to the sockets), `tls`, `driver` (when the kernel is entered), `ring` (how).
 //!
 //! One shard's state is borrowed in one synchronous call at a time; no borrow lives across an
 //! `await`.
@@ -17,6 +17,7 @@ mod completion;
 mod connection;
 mod crowd;
 mod driver;
+mod input;
 mod io;
 mod memory;
 mod mesh;
