@@ -8,9 +8,9 @@
 //! Absent: devices and commands. What an object means is the business of the device that asked.
 //!
 //! Reading order: this file, `pool` (jobs and threads), `turns` (whose job is next), `source` and
-//! `ptx` (what is refused), `cc` (the C compilers), `library` (those for GPUs) and `worker` (the process they run in) with
-//! `nvrtc`, `comgr` and `dynamic`; `messages` (what a client may read), `sandbox` and `spawn`
-//! (processes without rights), `cache`.
+//! `ptx` (what is refused), `cc` (the C compilers), `library` (those for GPUs) and `worker` (the
+//! process they run in) with `nvrtc`, `comgr` and `dynamic`; `messages` (what a client may read),
+//! `sandbox` and `spawn` (processes without rights), `cache`.
 
 mod cache;
 mod cc;
