@@ -104,7 +104,10 @@ pub struct EngineLimits {
     pub compilations_per_identity_max: usize,
     /// Events of one session that are set and not waited for yet.
     pub events_per_session_max: usize,
-    /// Kernels and copies, or inputs, of one graph: it is recorded in one go.
+    /// Items of a graph that are sorted before others get their turn, for the same reason as
+    /// [`Self::commands_per_slice`].
+    pub graph_items_per_slice: usize,
+    /// Kernels and copies, or inputs, of one graph.
     pub graph_nodes_max: usize,
     /// Graphs of one session.
     pub graphs_per_session_max: usize,
@@ -145,6 +148,7 @@ impl Default for EngineLimits {
             compilations_ahead_max: 32,
             compilations_per_identity_max: 512,
             events_per_session_max: 1 << 16,
+            graph_items_per_slice: 512,
             graph_nodes_max: 1 << 16,
             graphs_per_session_max: 1 << 16,
             memory_per_identity_bytes_max: u64::MAX,

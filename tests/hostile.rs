@@ -14,7 +14,7 @@
 //!    `bad_allocations_are_refused_and_leave_nothing`, `buffer_of_no_or_too_many_bytes_is_refused`,
 //!    `session_past_its_memory_is_refused_more_until_it_frees_some`.
 //! 5. A copy between buffers of unequal sizes; one onto itself:
-//!    `transfer_of_unequal_buffers_or_to_elsewhere_is_refused`,
+//!    `transfer_of_unequal_buffers_is_refused`,
 //!    `transfer_within_a_buffer_moves_as_if_through_another`.
 //! 6. A device that there is not: `unknown_names_are_refused_with_the_name`,
 //!    `device_that_there_is_not_is_refused`.

@@ -207,7 +207,7 @@ impl Engine {
         c: &command::GraphAlloc<'_>,
     ) -> Result<Step, Stop> {
         let Sorting { session: at, recorder, next } = &mut *sorting;
-        let until = next.saturating_add(self.limits.commands_per_slice).min(c.items.len());
+        let until = next.saturating_add(self.limits.graph_items_per_slice).min(c.items.len());
         for item in &c.items[*next..until] {
             recorder.item(self, *at, item)?;
         }
