@@ -287,9 +287,7 @@ fn dead_peer_fails_what_needs_it_in_time_and_leaves_nothing_behind() {
         // The session works on.
         assert!(near.batch(&[near.copy_out(1)], &[]).ok() == data);
     }
-    wait_until("the server holds no more than before", || {
-        Holdings::of(a.pid()).is_back_at(&baseline)
-    });
+    baseline.wait_until_back(a.pid());
 }
 
 #[test]
@@ -333,9 +331,7 @@ fn client_that_goes_away_in_the_middle_of_a_transfer_takes_it_along() {
     near.send(&[to], &[]);
     begun.recv_timeout(LIMIT).unwrap();
     drop(near);
-    wait_until("the server holds no more than before", || {
-        Holdings::of(a.pid()).is_back_at(&baseline)
-    });
+    baseline.wait_until_back(a.pid());
 }
 
 /// A file of tokens that its owner alone may read.

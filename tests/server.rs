@@ -290,9 +290,7 @@ fn client_killed_in_mid_upload_leaves_nothing_behind() {
     upload.kill().unwrap();
     upload.wait().unwrap();
     let killed = Instant::now();
-    wait_until("the server is back at its baseline", || {
-        Holdings::of(server.pid()).is_back_at(&baseline)
-    });
+    baseline.wait_until_back(server.pid());
     let took = killed.elapsed();
     assert!(took < Duration::from_secs(1), "{took:?}");
     client.batch(&[], &[]).ok();

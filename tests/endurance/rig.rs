@@ -98,9 +98,7 @@ pub(crate) fn leaves_nothing(server: &Server, what: &str, warm: impl Fn(), all: 
          after  {after:?}, {} threads",
         threads(server)
     );
-    wait_until(&format!("as before, {before:?}, not {after:?}"), || {
-        Holdings::of(server.pid()).is_back_at(&before)
-    });
+    before.wait_until_back(server.pid());
     wait_until("as many threads", || threads(server) <= before_threads);
     all_sessions_are_to_be_had(server);
 }

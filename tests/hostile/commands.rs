@@ -387,8 +387,6 @@ fn client_killed_in_mid_graph_leaves_nothing_behind() {
     client.send(&graph[2..], &[]);
     wait_until("the graph runs", || worker_ticks(server.pid()) > 0);
     drop(client);
-    wait_until("the server is back at its baseline", || {
-        Holdings::of(server.pid()).is_back_at(&baseline)
-    });
+    baseline.wait_until_back(server.pid());
     asks.batch(&[], &[]).ok();
 }

@@ -5,6 +5,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
+use super::wait::wait_for;
+
 /// What a server holds of the machine.
 #[derive(Debug)]
 pub(crate) struct Holdings {
@@ -28,8 +30,16 @@ impl Holdings {
         }
     }
 
-    /// Whether nothing is held beyond `baseline`, but for a few MiB that an allocator may keep.
-    pub(crate) fn is_back_at(&self, baseline: &Holdings) -> bool {
+    /// Waits until a process holds nothing beyond what is held here, but for a few MiB that an
+    /// allocator may keep; panics with both when that does not happen in time.
+    pub(crate) fn wait_until_back(&self, pid: u32) {
+        wait_for(&format!("the process is back at {self:?}"), || {
+            let now = Holdings::of(pid);
+            if now.is_within(self) { Ok(()) } else { Err(now) }
+        });
+    }
+
+    fn is_within(&self, baseline: &Holdings) -> bool {
         self.memory_bytes <= baseline.memory_bytes + (8 << 20)
             && self.descriptors <= baseline.descriptors
             && self.children <= baseline.children
