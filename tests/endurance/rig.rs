@@ -78,8 +78,10 @@ pub(crate) fn at_rest(server: &Server) -> Holdings {
     Holdings::of(server.pid())
 }
 
+/// Threads of a server, but for the compilers', which come as sources do, up to a limit.
 pub(crate) fn threads(server: &Server) -> usize {
-    read_of_tasks(server.pid(), "comm").len()
+    let names = read_of_tasks(server.pid(), "comm");
+    names.iter().filter(|name| name.trim_end() != "compile").count()
 }
 
 /// Does `warm` and then `all` of something, and checks that the server holds no more after the

@@ -219,10 +219,9 @@ fn check(samples: &[Sample]) {
     let slope = slope(&points.collect::<Vec<_>>());
     let minutes = last.minutes - half[0].minutes;
     println!("memory at rest: {slope:.0} bytes per minute over the last {minutes:.1} minutes");
+    // Before that the allocator has not seen what it will keep.
     if minutes >= SLOPE_MINUTES_MIN {
         assert!(slope <= BYTES_PER_MINUTE_MAX, "memory grows");
-    } else {
-        assert!(last.holdings.memory_bytes < first.holdings.memory_bytes + (16 << 20));
     }
 }
 
