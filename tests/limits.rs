@@ -125,7 +125,8 @@ fn bodies_of_one_identity_leave_room_for_those_of_another() {
                 *left -= sent;
             }
         }
-        resident_bytes(server.pid()) >= before + (44 << 20)
+        // They get about 50 MiB. What else the server has used since differs by some.
+        resident_bytes(server.pid()) >= before + (36 << 20)
     });
     let bytes = vec![9; 4 << 20];
     let copy = [filler.copy_in(2, &bytes), filler.copy_out(2)];
