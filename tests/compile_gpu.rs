@@ -379,6 +379,41 @@ fn source_is_cached_by_target_and_library() {
     assert_eq!(entries(cache.path()), 5, "the changed library compiles again, the other does not");
 }
 
+/// Puts a file in the place of another, as an installation does.
+fn replace(library: &Path, with: &Path) {
+    let fresh = library.with_extension("fresh");
+    fs::copy(with, &fresh).unwrap();
+    fs::rename(&fresh, library).unwrap();
+}
+
+#[test]
+fn library_that_is_replaced_while_the_server_runs_is_found_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let names = ["libnvrtc.so.13", "libamd_comgr.so.2"];
+    let libraries = names.map(|name| (toolkit().join("lib").join(name), dir.path().join(name)));
+    let [(nvrtc, own_nvrtc), (comgr, own_comgr)] = &libraries;
+    fs::copy(nvrtc, own_nvrtc).unwrap();
+    fs::copy(comgr, own_comgr).unwrap();
+    let (nvrtc, comgr) = (Some(own_nvrtc.clone()), Some(own_comgr.clone()));
+    let service = Service::new(CompileConfig { nvrtc, comgr, ..config() });
+    let kinds = [Kind::Nvrtc, Kind::Comgr];
+    for ((target, kind), (original, library)) in targets().into_iter().zip(kinds).zip(&libraries) {
+        assert!(compiled(&service, &target, "int a;").starts_with("int a;"));
+        replace(library, original);
+        assert!(compiled(&service, &target, "int b;").starts_with("int b;"), "{kind:?}");
+        // One that is not whole yet.
+        replace(library, &none);
+        let error = compile(&service, &target, "int c;").unwrap_err();
+        let expected = CompileError::Replaced { library: kind.name(), remedy: kind.remedy() };
+        assert_eq!(error, expected);
+        fs::remove_file(library).unwrap();
+        assert_eq!(compile(&service, &target, "int d;").unwrap_err(), expected);
+        fs::copy(original, library).unwrap();
+        assert!(compiled(&service, &target, "int e;").starts_with("int e;"), "{kind:?}");
+    }
+}
+
 // Real compilers.
 
 const CUDA_KERNELS: [&str; 4] = [

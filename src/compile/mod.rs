@@ -27,7 +27,7 @@ mod spawn;
 mod turns;
 pub mod worker;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -64,6 +64,9 @@ pub enum CompileError {
     /// The compiler's own words, cleaned and cut.
     #[error("{message}")]
     Rejected { message: String },
+    /// What took the library's place is none, or is being installed.
+    #[error("the server's {library} was replaced by one that does not load: {remedy}")]
+    Replaced { library: &'static str, remedy: &'static str },
     /// The sandboxed process could not be started; the server's log says why.
     #[error("the server could not start its compiler")]
     Sandbox,
@@ -122,8 +125,8 @@ struct Backend {
     config: CompileConfig,
     /// Each found by the first thread that needs it.
     toolchain: OnceLock<Result<Found<Toolchain>, NoToolchain>>,
-    comgr: OnceLock<Result<Found<Library>, NoLibrary>>,
-    nvrtc: OnceLock<Result<Found<Library>, NoLibrary>>,
+    comgr: Place,
+    nvrtc: Place,
     disk: OnceLock<Option<Disk>>,
 }
 
@@ -133,6 +136,20 @@ struct Found<C> {
     fingerprint: [u8; 32],
 }
 
+/// A library, which may be replaced by another while the server runs.
+#[derive(Debug, Default)]
+struct Place {
+    first: OnceLock<Result<Arc<Found<Library>>, NoLibrary>>,
+    /// The last that took its place.
+    later: Mutex<Option<Arc<Found<Library>>>>,
+}
+
+impl From<Library> for Found<Library> {
+    fn from(compiler: Library) -> Self {
+        Found { fingerprint: compiler.fingerprint(), compiler }
+    }
+}
+
 impl Service {
     /// A service that has not looked for its compiler yet.
     #[must_use]
@@ -140,8 +157,8 @@ impl Service {
         let backend = Backend {
             config,
             toolchain: OnceLock::new(),
-            comgr: OnceLock::new(),
-            nvrtc: OnceLock::new(),
+            comgr: Place::default(),
+            nvrtc: Place::default(),
             disk: OnceLock::new(),
         };
         Service(Arc::new(Inner { pool: Arc::new(Pool::new(backend)) }))
@@ -203,20 +220,42 @@ impl Backend {
         self.toolchain.get_or_init(find).as_ref()
     }
 
-    fn library(&self, kind: Kind) -> Result<&Found<Library>, &NoLibrary> {
-        let find = || {
-            let found = Library::find(kind, &self.config);
-            match &found {
-                Ok(l) => tracing::info!(compiler = %l.path.display(), version = l.version, "found"),
-                Err(error) => tracing::warn!(%error),
-            }
-            found.map(|compiler| Found { fingerprint: compiler.fingerprint(), compiler })
-        };
-        let place = match kind {
+    fn place(&self, kind: Kind) -> &Place {
+        match kind {
             Kind::Comgr => &self.comgr,
             Kind::Nvrtc => &self.nvrtc,
-        };
-        place.get_or_init(find).as_ref()
+        }
+    }
+
+    fn find_library(&self, kind: Kind) -> Result<Arc<Found<Library>>, NoLibrary> {
+        let found = Library::find(kind, &self.config);
+        match &found {
+            Ok(l) => tracing::info!(compiler = %l.path.display(), version = l.version, "found"),
+            Err(error) => tracing::warn!(%error),
+        }
+        found.map(|library| Arc::new(library.into()))
+    }
+
+    fn library(&self, kind: Kind) -> Result<&Arc<Found<Library>>, &NoLibrary> {
+        self.place(kind).first.get_or_init(|| self.find_library(kind)).as_ref()
+    }
+
+    /// The library as it is now. What may be read was decided when it was found, file by file, and
+    /// what it makes is kept under its fingerprint; so one that was replaced is found anew.
+    fn library_now(&self, kind: Kind) -> Result<Arc<Found<Library>>, CompileError> {
+        let (library, remedy) = (kind.name(), kind.remedy());
+        let missing = |_: &_| CompileError::NoLibrary { library, remedy };
+        let first = self.library(kind).map_err(missing)?;
+        let mut later = self.place(kind).later.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = later.as_ref().unwrap_or(first);
+        if known.compiler.fingerprint() == known.fingerprint {
+            return Ok(Arc::clone(known));
+        }
+        tracing::info!(library = %known.compiler.path.display(), "replaced: looked for again");
+        let replaced = |_| CompileError::Replaced { library, remedy };
+        let found = self.find_library(kind).map_err(replaced)?;
+        *later = Some(Arc::clone(&found));
+        Ok(found)
     }
 
     fn disk(&self) -> Option<&Disk> {
@@ -249,9 +288,7 @@ impl Backend {
 
     fn compile_gpu(&self, kind: Kind, arch: &str, source: &[u8]) -> CompileResult {
         source::check(kind.dialect(), source, self.config.source_bytes_max)?;
-        let found = self
-            .library(kind)
-            .map_err(|_| CompileError::NoLibrary { library: kind.name(), remedy: kind.remedy() })?;
+        let found = self.library_now(kind)?;
         let compiler = blake3::keyed_hash(&found.fingerprint, arch.as_bytes());
         let key: Key = *blake3::keyed_hash(compiler.as_bytes(), source).as_bytes();
         self.kept(&key, || found.compiler.compile(arch, source))
