@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::time::{Duration, Instant};
 
 use outboard::identity::Access;
 use support::client::{Client, body_of, request_of};
@@ -97,6 +98,39 @@ fn connection_that_names_a_session_of_another_shard_reaches_it() {
     }
     assert_eq!(server.opened(), [(1, "shard-1".to_owned())]);
     drop(client);
+    server.finish();
+}
+
+/// Whether a first request is answered; a connection that is one too many is not.
+fn is_served(client: &mut Client) -> bool {
+    let text = format!("[{}]", alloc(client, 1));
+    // Whoever is turned away may not hear why.
+    let sent = client.stream.write_all(&request_of(&body_of(&text, &[])));
+    let mut head = [0; 12];
+    sent.is_ok() && client.stream.read_exact(&mut head).is_ok() && head == *b"HTTP/1.1 200"
+}
+
+#[test]
+fn connection_stays_where_it_is_while_the_other_shard_serves_as_many_as_it_may() {
+    const LIMIT: usize = 4;
+    let server = TwoNodes::with_limit(Access::default(), LIMIT);
+    let connect = |turn: usize| {
+        let mut client = Client::connect(server.address(), &format!("f{turn}"));
+        is_served(&mut client).then_some(client)
+    };
+    let clients: Vec<_> = (0..3 * CONNECTIONS).filter_map(connect).collect();
+    let opened = server.opened();
+    assert_eq!(opened.len(), clients.len());
+    let at =
+        |shard| opened.iter().filter(|(_, opened)| *opened == format!("shard-{shard}")).count();
+    assert_eq!((at(0), at(1)), (LIMIT, LIMIT));
+    drop(clients);
+    // Places come back with the connections' ends.
+    let begun = Instant::now();
+    while connect(3 * CONNECTIONS).is_none() || server.opened()[0].1 != "shard-1" {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no place has come free");
+        std::thread::yield_now();
+    }
     server.finish();
 }
 

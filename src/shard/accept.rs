@@ -20,12 +20,11 @@ impl Shard {
         loop {
             let limits = &self.config.shard;
             match listener.accept(limits.keepalive_idle, limits.send_pause_max).await {
-                Ok(socket)
-                    if self.connections.borrow().len() >= self.config.shard.connections_max =>
-                {
-                    self.turn_away(socket, is_tls);
-                }
                 Ok(mut socket) => {
+                    let Some(place) = self.places.take(self.home) else {
+                        self.turn_away(socket, is_tls);
+                        continue;
+                    };
                     let tls = self.access.borrow().tls().filter(|_| is_tls).cloned();
                     if let Some(config) = tls
                         && let Err(error) = socket.begin_tls(config)
@@ -35,7 +34,7 @@ impl Shard {
                     }
                     let owner = self.next_owner();
                     debug!(?owner, "connected");
-                    self.reactor.spawn(serve(Rc::clone(&self), socket, owner)).detach();
+                    self.reactor.spawn(serve(Rc::clone(&self), socket, owner, place)).detach();
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");

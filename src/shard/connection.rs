@@ -18,12 +18,13 @@ use super::body::{Body, BodyError, Direct, Text};
 use super::completion::{Cancel, Gone};
 use super::input::Input;
 use super::io::{Detached, Handle, Socket};
+use super::moving::Place;
 use super::peer::Errands;
 use crate::blob::Hash;
 use crate::config::HashPolicy;
 use crate::device::shared::Heap;
 use crate::engine::{
-    Batch, Blobs, Cause, Home, Output, Owner, Progress, Reading, Reply, Route, Seat, Sender,
+    Batch, Blobs, Cause, Output, Owner, Progress, Reading, Reply, Route, Seat, Sender,
 };
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
 use crate::identity::{Denied, Identity};
@@ -42,18 +43,21 @@ pub(super) struct ConnectionEntry {
     /// Memory that long blobs are received into.
     pub(super) staging: RefCell<Heap>,
     pub(super) timed_out: Cell<bool>,
+    /// Until it counts as ended.
+    pub(super) place: Cell<Option<Place>>,
 }
 
 impl ConnectionEntry {
-    pub(super) fn new(handle: Handle, staging: Heap) -> ConnectionEntry {
+    fn new(handle: Handle, shard: &Shard, place: Place) -> ConnectionEntry {
         ConnectionEntry {
-            staging: RefCell::new(staging),
+            staging: RefCell::new(Heap::new(Arc::clone(&shard.config.staging))),
             cancel: Cancel::default(),
             handle,
             deadline: Cell::new(None),
             in_batch: Cell::new(false),
             idle: Cell::new(true),
             timed_out: Cell::new(false),
+            place: Cell::new(Some(place)),
         }
     }
 }
@@ -96,7 +100,7 @@ enum Arrived {
     /// It is answered with this status and text instead.
     Refused(Status, String),
     /// It is for a session of another shard, which is to take the connection as it is.
-    Moves(Home),
+    Moves(Place),
     /// The peer is gone.
     Closed,
 }
@@ -133,19 +137,21 @@ pub(super) struct Moved {
     text: Option<Vec<u8>>,
     /// What has been received besides and not used.
     input: Vec<u8>,
+    /// Where it goes.
+    pub(super) place: Place,
 }
 
 /// Why requests are not answered here any more.
 enum End {
     Closed,
     /// The next request is another shard's to answer, that with this text if it has been received.
-    Moves(Home, Option<Vec<u8>>),
+    Moves(Place, Option<Vec<u8>>),
 }
 
 /// Why a request is not answered here.
 enum Unanswered {
     Gone,
-    Moves(Home),
+    Moves(Place),
 }
 
 impl From<Gone> for Unanswered {
@@ -155,15 +161,14 @@ impl From<Gone> for Unanswered {
 }
 
 /// Serves a connection to its end, then ends the sessions that it opened.
-pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
-    let staging = Heap::new(Arc::clone(&shard.config.staging));
-    let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
+pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner, place: Place) {
+    let entry = Rc::new(ConnectionEntry::new(socket.handle(), &shard, place));
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
     let known = match shard.introduce(&mut socket, &entry).await {
         Ok(known) => known,
         Err(error) => {
             debug!(?owner, %error, "no handshake");
-            shard.connections.borrow_mut().remove(&owner);
+            shard.forget(owner);
             // So that the alert arrives.
             socket.close().await;
             return shard.connection_ended();
@@ -191,10 +196,9 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner) {
 
 /// Serves a connection that another shard has begun to serve.
 pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
-    let Moved { socket, known, seat, http, text, input } = moved;
+    let Moved { socket, known, seat, http, text, input, place } = moved;
     let socket = Socket::attach(&shard.reactor, socket);
-    let staging = Heap::new(Arc::clone(&shard.config.staging));
-    let entry = Rc::new(ConnectionEntry::new(socket.handle(), staging));
+    let entry = Rc::new(ConnectionEntry::new(socket.handle(), &shard, place));
     entry.idle.set(false);
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
     let input = Input::from(input);
@@ -224,13 +228,13 @@ impl Connection {
     async fn serve(mut self, text: Option<Vec<u8>>) {
         let (shard, owner) = (Rc::clone(&self.shard), self.owner);
         let outcome = self.exchange_all(text).await;
-        shard.connections.borrow_mut().remove(&owner);
+        shard.forget(owner);
         shard.engine.borrow_mut().release(owner);
         shard.memory.wake_all();
         match outcome {
             Ok(End::Closed) => self.socket.close().await,
-            Ok(End::Moves(to, text)) => match self.leave(text) {
-                Ok(moved) => shard.send_away(to, moved).await,
+            Ok(End::Moves(place, text)) => match self.leave(text, place) {
+                Ok(moved) => shard.send_away(moved).await,
                 Err(error) => debug!(?owner, %error, "connection lost"),
             },
             Err(error) => debug!(?owner, %error, "connection lost"),
@@ -240,14 +244,14 @@ impl Connection {
 
     /// What another shard needs in order to go on, with the request that has this text or with the
     /// head of the next one, which is there and not used.
-    fn leave(self, text: Option<Vec<u8>>) -> io::Result<Moved> {
+    fn leave(self, text: Option<Vec<u8>>, place: Place) -> io::Result<Moved> {
         let Connection { socket, known, seat, mut http, input, entry, shard, .. } = self;
         drop(entry);
         if text.is_none() {
             http = http::Connection::new(shard.config.http);
         }
         let (socket, input) = (socket.detach()?, input.bytes().to_vec());
-        Ok(Moved { socket, known, seat, http, text, input })
+        Ok(Moved { socket, known, seat, http, text, input, place })
     }
 
     async fn exchange_all(&mut self, text: Option<Vec<u8>>) -> io::Result<End> {
@@ -268,7 +272,7 @@ impl Connection {
                     }
                     continue;
                 }
-                Arrived::Moves(home) => return Ok(End::Moves(home, None)),
+                Arrived::Moves(place) => return Ok(End::Moves(place, None)),
                 Arrived::Closed => return Ok(End::Closed),
             };
             // The text lies in the input, which nothing is received into before the reply.
@@ -311,9 +315,9 @@ impl Connection {
             }
         };
         if self.may_move
-            && let Some(home) = self.shard.nearer_home(&batch)
+            && let Some(place) = self.shard.nearer_place(&batch)
         {
-            return Err(Unanswered::Moves(home));
+            return Err(Unanswered::Moves(place));
         }
         self.shard.crowd.note(self.owner, Instant::now());
         self.entry.in_batch.set(true);
@@ -398,7 +402,10 @@ impl Connection {
                     if let Ok(identity) = identity {
                         self.sender = self.shard.sender(identity, route.is_some());
                         self.client = match self.route(identity, route.unwrap_or_default()) {
-                            Some(Route::Elsewhere(home)) => return Ok(Arrived::Moves(home)),
+                            Some(Route::Elsewhere(home)) => match self.shard.places.take(home) {
+                                Some(place) => return Ok(Arrived::Moves(place)),
+                                None => None,
+                            },
                             Some(Route::Here(client)) => Some(client),
                             None => None,
                         };

@@ -56,7 +56,7 @@ use connection::ConnectionEntry;
 use driver::Reactor;
 use io::{Doorbell, Listener};
 use mesh::{Forwarded, Mesh, Message};
-use moving::Nodes;
+use moving::{Nodes, Places};
 
 /// Entries of each of an executor's own rings, which do nothing here. Larger ones cost locked
 /// memory; see the README about `LimitMEMLOCK`.
@@ -146,6 +146,7 @@ struct Shard {
     memory: memory::Queue,
     mesh: Mesh,
     nodes: Nodes,
+    places: Places,
     owner_next: Cell<u64>,
     reactor: Rc<Reactor>,
     /// Connections that are being told that there are too many.
@@ -181,6 +182,7 @@ impl Server {
         platform: &PlatformMaker,
     ) -> Result<Server, StartError> {
         let (mesh, bells) = Mesh::new(cores.len()).map_err(StartError::Mesh)?;
+        let places = Places::new(cores.len(), config.shard.connections_max);
         let is_tls = config.access.tls().is_some();
         let all = addresses.iter().map(|address| (*address, is_tls));
         let all: Vec<_> = all.chain(config.plain.iter().map(|plain| (*plain, false))).collect();
@@ -196,6 +198,7 @@ impl Server {
                 home: Home(home),
                 listeners: listeners.pop().unwrap_or_default(),
                 mesh: mesh.clone(),
+                places: places.clone(),
                 platform: Arc::clone(platform),
                 started: started.clone(),
             };
@@ -340,6 +343,7 @@ struct Start {
     home: Home,
     listeners: Vec<Bound>,
     mesh: Mesh,
+    places: Places,
     platform: PlatformMaker,
     started: mpsc::Sender<Result<(), String>>,
 }
@@ -375,6 +379,7 @@ impl Start {
             memory: memory::Queue::default(),
             mesh: self.mesh,
             nodes: Nodes::new(&self.config.nodes),
+            places: self.places,
             owner_next: Cell::new(0),
             reactor: Rc::clone(&reactor),
             turned_away: Cell::new(0),

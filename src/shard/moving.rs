@@ -6,18 +6,21 @@
 //! of another node goes to a shard of that node, with all that has been received of it, and is
 //! answered there. What the kernel has received stays in the socket, and comes in its order.
 //!
-//! A request that brought data is answered where its data has landed, and the connection stays.
+//! A request that brought data is answered where its data has landed, and the connection stays. So
+//! it does where the other shard serves as many as it may.
 //!
-//! Owns: [`Nodes`] (which shard is next to which memory). Absent: the queues between shards
+//! Owns: [`Nodes`] (which shard is next to which memory), [`Places`] (how many each serves). Absent: the queues between shards
 //! (`mesh`), what travels (`connection`).
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Shard;
 use super::connection::Moved;
 use super::mesh::Message;
-use crate::engine::{Batch, Home};
+use crate::engine::{Batch, Home, Owner};
 
 /// Which shard is next to which memory, where there is a difference.
 pub(super) struct Nodes {
@@ -54,18 +57,61 @@ impl Nodes {
     }
 }
 
+/// How many connections each shard serves, with those on their way to it.
+#[derive(Clone)]
+pub(super) struct Places {
+    taken: Arc<[AtomicUsize]>,
+    /// For each shard.
+    most: usize,
+}
+
+impl Places {
+    pub(super) fn new(shards: usize, most: usize) -> Places {
+        Places { taken: (0..shards).map(|_| AtomicUsize::new(0)).collect(), most }
+    }
+
+    /// A place at that shard, unless all are taken.
+    pub(super) fn take(&self, home: Home) -> Option<Place> {
+        let one_more = |taken: usize| (taken < self.most).then_some(taken + 1);
+        let taken = self.taken.get(home.0)?;
+        // A count: what it counts goes from shard to shard through their queues.
+        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Place { taken: Arc::clone(&self.taken), home })
+    }
+}
+
+/// One connection's place at a shard, until it is dropped.
+pub(super) struct Place {
+    taken: Arc<[AtomicUsize]>,
+    home: Home,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.taken[self.home.0].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Shard {
-    /// Where a connection should be served whose first request this is, if not here.
-    pub(super) fn nearer_home(&self, batch: &Batch<'_>) -> Option<Home> {
+    /// Where a connection should be served whose first request this is, if not here, and may be.
+    pub(super) fn nearer_place(&self, batch: &Batch<'_>) -> Option<Place> {
         if self.draining.get() || batch.has_blobs() {
             return None;
         }
         let node = self.engine.borrow().node_of_new_session(batch)?;
-        self.nodes.nearer(self.home, node)
+        self.places.take(self.nodes.nearer(self.home, node)?)
     }
 
-    /// Gives a connection to another shard. Nothing of it is left here.
-    pub(super) async fn send_away(&self, to: Home, moved: Moved) {
+    /// A connection is not served here any more.
+    pub(super) fn forget(&self, owner: Owner) {
+        if let Some(entry) = self.connections.borrow_mut().remove(&owner) {
+            drop(entry.place.take());
+        }
+    }
+
+    /// Gives a connection to the shard where it has a place. Nothing of it is left here.
+    pub(super) async fn send_away(&self, moved: Moved) {
+        let to = moved.place.home;
         tracing::debug!(from = self.home.0, to = to.0, "connection moves to its device's node");
         self.send_patiently(to, Message::Connection(Box::new(moved))).await;
     }
@@ -90,6 +136,19 @@ mod tests {
         assert_eq!(nodes.nearer(Home(1), 1), None, "it is there already");
         assert_eq!(nodes.nearer(Home(2), 0), Some(Home(0)));
         assert_eq!(nodes.nearer(Home(0), 2), None, "no shard is there");
+    }
+
+    #[test]
+    fn place_is_taken_until_it_is_dropped_and_each_shard_has_its_own() {
+        let places = Places::new(2, 2);
+        let first = [0, 0].map(|shard| places.take(Home(shard)));
+        assert!(first.iter().all(Option::is_some));
+        assert!(places.take(Home(0)).is_none());
+        assert!(places.take(Home(2)).is_none(), "there is no such shard");
+        let other = places.take(Home(1));
+        assert!(other.is_some());
+        drop(first);
+        assert!([0, 0].map(|shard| places.take(Home(shard))).iter().all(Option::is_some));
     }
 
     #[test]

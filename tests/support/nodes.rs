@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use outboard::compile;
+use outboard::config::ShardLimits;
 use outboard::device::null::NullPlatform;
 use outboard::device::shared::Budget;
 use outboard::device::{Device, DeviceError, Platform, Quota, Renderer};
@@ -59,6 +60,11 @@ pub(crate) struct TwoNodes {
 
 impl TwoNodes {
     pub(crate) fn start(access: Access) -> TwoNodes {
+        TwoNodes::with_limit(access, ShardLimits::default().connections_max)
+    }
+
+    /// The same, where each shard serves so many connections.
+    pub(crate) fn with_limit(access: Access, connections_max: usize) -> TwoNodes {
         let (budget, log) = (Arc::new(Budget::new(1 << 30)), Log::default());
         let platform: PlatformMaker = {
             let (budget, log) = (Arc::clone(&budget), Arc::clone(&log));
@@ -70,7 +76,8 @@ impl TwoNodes {
         };
         let staging = Config::new(Arc::new(Budget::new(1 << 30)));
         let nodes = vec![Some(0), Some(1)];
-        let config = Config { access: Arc::new(access), nodes, ..staging };
+        let shard = ShardLimits { connections_max, ..staging.shard };
+        let config = Config { access: Arc::new(access), nodes, shard, ..staging };
         let cores = outboard::cores::allowed().unwrap();
         let cores = [*cores.first().unwrap(), *cores.last().unwrap()];
         let address = "127.0.0.1:0".parse().unwrap();
