@@ -12,6 +12,7 @@
 
 use std::ffi::{CStr, c_void};
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// A driver's own number for what went wrong.
@@ -38,6 +39,18 @@ pub(super) enum Kind {
     /// The call or what it asked for does not exist here.
     Unsupported,
     Other,
+}
+
+impl Kind {
+    /// What a code means that has no meaning of its own. Where the documentation has it, among
+    /// `refusals`, a call was refused and nothing else happened. Of any other nobody knows what is
+    /// left of the context, so nobody relies on it.
+    pub(super) fn of_unlisted(code: Code, refusals: &[RangeInclusive<i32>]) -> Kind {
+        match refusals.iter().any(|codes| codes.contains(&code.0)) {
+            true => Kind::Other,
+            false => Kind::Lost("an error that this server does not know"),
+        }
+    }
 }
 
 pub(super) type Outcome<T> = Result<T, Code>;

@@ -12,6 +12,7 @@ mod start;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::ptr;
 use std::time::Duration;
 
@@ -28,6 +29,25 @@ pub(super) use self::start::load;
 
 /// Arguments of a launch. The runtime names no limit; this is what all of CUDA's versions take.
 const ARGUMENT_BYTES: u32 = 4096;
+
+/// Of version 5.4's documentation, and named nowhere else here.
+const PRIOR_LAUNCH_FAILURE: hip::hipError_t = 53;
+const RUNTIME_MEMORY: hip::hipError_t = 1052;
+const RUNTIME_OTHER: hip::hipError_t = 1053;
+
+/// All other codes that versions up to 7 document: they say why a call was refused.
+const REFUSALS: [RangeInclusive<i32>; 10] = [
+    1..=21,
+    35..=35,
+    52..=52,
+    98..=101,
+    200..=219,
+    300..=304,
+    400..=401,
+    701..=713,
+    720..=720,
+    801..=916,
+];
 
 /// The codes that mean something to the server. What a kernel did is not always told apart: most of
 /// it is one code, or the end of the process.
@@ -48,9 +68,13 @@ const KINDS: &[(hip::hipError_t, Kind)] = &[
     (hip::hipErrorLaunchTimeOut, Kind::Fault("ran too long for the driver")),
     (hip::hipErrorAssert, Kind::Fault("failed assertion")),
     (hip::hipErrorLaunchFailure, Kind::Fault("exception in a kernel")),
+    (PRIOR_LAUNCH_FAILURE, Kind::Fault("exception in an earlier kernel")),
     (hip::hipErrorDeinitialized, Kind::Lost("the driver is shutting down")),
     (hip::hipErrorECCNotCorrectable, Kind::Lost("memory error that ECC cannot correct")),
     (hip::hipErrorContextIsDestroyed, Kind::Lost("the context was destroyed")),
+    (hip::hipErrorUnknown, Kind::Lost("the driver does not know what is wrong")),
+    (RUNTIME_MEMORY, Kind::Lost("the runtime below HIP failed with memory")),
+    (RUNTIME_OTHER, Kind::Lost("the runtime below HIP failed")),
     (hip::hipErrorPeerAccessUnsupported, Kind::Unsupported),
     (hip::hipErrorNotSupported, Kind::Unsupported),
 ];
@@ -75,7 +99,7 @@ fn check(result: hip::hipError_t) -> Outcome<()> {
 
 fn kind(code: Code) -> Kind {
     let known = KINDS.iter().find(|(result, _)| *result == code.0);
-    known.map_or(Kind::Other, |(_, kind)| *kind)
+    known.map_or_else(|| Kind::of_unlisted(code, &REFUSALS), |(_, kind)| *kind)
 }
 
 /// A handle as the driver has it.
@@ -651,8 +675,21 @@ mod tests {
         assert!(matches!(kind(Code(hip::hipErrorECCNotCorrectable)), Kind::Lost(_)));
         assert_eq!(kind(Code(hip::hipErrorSharedObjectInitFailed)), Kind::BadProgram);
         assert_eq!(kind(Code(hip::hipErrorPeerAccessAlreadyEnabled)), Kind::PeerEnabled);
-        for code in [0, 1, 701, 1052, 1054, i32::MAX, i32::MIN] {
+        for code in [1, 9, 21, 52, 101, 201, 401, 701, 705, 712, 720, 900, 916] {
             assert_eq!(kind(Code(code)), Kind::Other, "{code}");
+        }
+    }
+
+    #[test]
+    fn codes_that_nobody_knows_lose_the_device() {
+        // What CUDA has between 714 and 718 HIP does not have.
+        for code in
+            [-1, 54, 714, 715, 716, 717, 718, 722, 999, 1052, 1053, 1054, i32::MAX, i32::MIN]
+        {
+            assert!(matches!(kind(Code(code)), Kind::Lost(_)), "{code}");
+        }
+        for code in [53, 700, 702, 710, 719] {
+            assert!(matches!(kind(Code(code)), Kind::Fault(_)), "{code}");
         }
     }
 

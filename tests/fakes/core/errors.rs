@@ -57,7 +57,7 @@ const ERRORS: &[(i32, &CStr, &CStr, &CStr)] = &[
         c"hipErrorHostMemoryNotRegistered",
         c"not registered",
     ),
-    (715, c"CUDA_ERROR_ILLEGAL_INSTRUCTION", c"hipErrorIllegalInstruction", c"illegal instruction"),
+    (715, c"CUDA_ERROR_ILLEGAL_INSTRUCTION", c"hipErrorUnknown", c"illegal instruction"),
     (716, c"CUDA_ERROR_MISALIGNED_ADDRESS", c"hipErrorUnknown", c"misaligned address"),
     (719, c"CUDA_ERROR_LAUNCH_FAILED", c"hipErrorLaunchFailure", c"unspecified launch failure"),
     (800, c"CUDA_ERROR_NOT_PERMITTED", c"hipErrorNotPermitted", c"operation not permitted"),

@@ -129,8 +129,10 @@ pub(crate) struct Face {
 impl Face {
     /// An error as this library numbers it.
     fn code(&self, code: Code) -> Code {
+        // HIP has no codes of their own for some.
         let is_hip = self.is_driver && !self.has_contexts;
-        if is_hip && code == code::MISALIGNED_ADDRESS { code::LAUNCH_FAILED } else { code }
+        let lacks = [code::ILLEGAL_INSTRUCTION, code::MISALIGNED_ADDRESS].contains(&code);
+        if is_hip && lacks { code::LAUNCH_FAILED } else { code }
     }
 }
 

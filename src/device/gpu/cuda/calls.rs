@@ -9,6 +9,7 @@
 //! compiler holds its arguments against cudarc's.
 
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::ops::RangeInclusive;
 
 use cudarc::driver::sys;
 use sys::CUresult::*;
@@ -48,16 +49,21 @@ const KINDS: &[(sys::CUresult, Kind)] = &[
     (CUDA_ERROR_CONTEXT_IS_DESTROYED, Kind::Lost("the context was destroyed")),
     (CUDA_ERROR_MPS_CLIENT_TERMINATED, Kind::Lost("the MPS server ended this process's use")),
     (CUDA_ERROR_EXTERNAL_DEVICE, Kind::Lost("error in a device outside of CUDA")),
+    (CUDA_ERROR_UNKNOWN, Kind::Lost("the driver does not know what is wrong")),
     (CUDA_ERROR_PEER_ACCESS_UNSUPPORTED, Kind::Unsupported),
     (CUDA_ERROR_JIT_COMPILER_NOT_FOUND, Kind::Unsupported),
     (CUDA_ERROR_JIT_COMPILATION_DISABLED, Kind::Unsupported),
     (CUDA_ERROR_NOT_SUPPORTED, Kind::Unsupported),
 ];
 
+/// All other codes that version 13 documents: they say why a call was refused.
+const REFUSALS: [RangeInclusive<i32>; 9] =
+    [1..=8, 34..=36, 47..=47, 100..=102, 200..=227, 300..=304, 400..=402, 701..=720, 800..=919];
+
 /// What a code means.
 pub(super) fn kind(code: Code) -> Kind {
     let known = KINDS.iter().find(|(result, _)| *result as c_int == code.0);
-    known.map_or(Kind::Other, |(_, kind)| *kind)
+    known.map_or_else(|| Kind::of_unlisted(code, &REFUSALS), |(_, kind)| *kind)
 }
 
 /// Fails to compile where cudarc's prototype has other arguments.
@@ -229,10 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn codes_that_no_table_has_are_other() {
-        for code in [0, -1, 227, 918, i32::MAX, i32::MIN] {
+    fn codes_that_nobody_knows_lose_the_context_and_those_that_refuse_do_not() {
+        for code in [-1, 37, 228, 722, 799, 920, 1000, i32::MAX, i32::MIN] {
+            assert!(matches!(kind(Code(code)), Kind::Lost(_)), "{code}");
+        }
+        for code in [1, 3, 36, 100, 201, 227, 304, 400, 800, 808, 909, 918, 919] {
             assert_eq!(kind(Code(code)), Kind::Other, "{code}");
         }
+        assert!(matches!(kind(Code(CUDA_ERROR_UNKNOWN as c_int)), Kind::Lost(_)));
     }
 
     #[test]
