@@ -454,6 +454,12 @@ pub trait Device {
     /// platform. The two have equal lengths and do not overlap.
     fn copy(&mut self, to: Span<'_>, from: Span<'_>) -> Result<Fence, DeviceError>;
 
+    /// How long a copy from that memory may be in one call. A longer one takes several, before each
+    /// of which the caller asks [`Self::backlog`].
+    fn copy_bytes_max(&self, _from: &Region) -> u64 {
+        u64::MAX
+    }
+
     /// The bytes of a region where the server sees them, once the fence is reached: all of them
     /// where it sees the region itself, else the first ones, at least one, in memory that is made
     /// for the passage. The caller reads on from there, and lets go of a piece before it has more

@@ -11,6 +11,7 @@ use super::buffer::Buffer;
 use super::graph::{Building, Running, Sorting};
 use super::program::{Compilation, ProgramKey};
 use super::session::{Home, Owner, SessionId};
+use super::transfer::Copying;
 use super::{Cause, Errand, WaitFor, Work};
 use crate::blob::Digest;
 use crate::config::{EngineLimits, WireLimits};
@@ -181,6 +182,7 @@ pub(super) enum Pending {
     GraphRun(Box<Running>),
     GraphSort(Box<Sorting>),
     Load { session: SessionId, key: ProgramKey, program: Program, fence: Fence },
+    Transfer(Box<Copying>),
 }
 
 /// What kind of sender a batch has.

@@ -26,10 +26,10 @@ impl Buffer {
         self.region.shared_bytes(self.offset, self.bytes)
     }
 
-    /// The first bytes, of which there are as many.
-    pub(super) fn first(&self, bytes: u64) -> Span<'_> {
-        assert!(bytes <= self.bytes, "the caller has compared the lengths");
-        Span::new(&self.region, self.offset, bytes).expect("views are checked when made")
+    /// A part, of which the caller has seen that it lies inside.
+    pub(super) fn part(&self, at: u64, bytes: u64) -> Span<'_> {
+        assert!(at + bytes <= self.bytes, "the caller has compared the lengths");
+        Span::new(&self.region, self.offset + at, bytes).expect("views are checked when made")
     }
 
     /// Whether it is all of its region, to which nobody else refers: no view, no graph, no output.

@@ -22,6 +22,7 @@ use super::batch::{Output, Pending};
 use super::buffer::Buffer;
 use super::program::{dimension, kernel_value};
 use super::session::{SessionId, Thing};
+use super::transfer::copy_on;
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
 use crate::config::DeviceLimits;
 use crate::device::{
@@ -160,6 +161,8 @@ pub(super) struct Running {
     integers: Vec<i32>,
     /// Turns up to here are queued.
     next: usize,
+    /// Of the next one, if it is a copy, bytes up to here are.
+    copied: u64,
     /// What the signals so far lead to.
     points: Vec<Point>,
     timing: Option<Timing>,
@@ -282,7 +285,7 @@ impl Engine {
             self.device(*session)?;
         }
         let (points, timing) = (Vec::new(), c.wait.then(Timing::default));
-        self.graph_run(Running { graph, inputs, integers, next: 0, points, timing })
+        self.graph_run(Running { graph, inputs, integers, next: 0, copied: 0, points, timing })
     }
 
     /// Goes on with a run, as far as there is room.
@@ -310,13 +313,17 @@ impl Engine {
 
     fn graph_turn(&mut self, running: &mut Running) -> Result<(), Stop> {
         self.graph_collect(running, TIMED_MAX)?;
-        let Running { graph, inputs, integers, next, points, timing } = running;
+        let Running { graph, inputs, integers, next, copied, points, timing } = running;
         match &graph.turns[*next] {
             Turn::Copy { part, source, to, from, bytes } => {
                 let [part, source] = [part, source].map(|part| graph.sessions[*part]);
-                let [to, from] = [to, from].map(|buffer| buffer.among(inputs).first(*bytes));
+                let copy = [to, from].map(|buffer| buffer.among(inputs));
                 self.device(source)?;
-                self.device(part)?.open_device()?.copy(to, from)?;
+                while *copied < *bytes {
+                    let device = self.device(part)?.open_device()?.as_mut();
+                    *copied = copy_on(device, copy, *bytes, *copied)?;
+                }
+                *copied = 0;
                 // The source has its part to do, and begins with it when it is asked something.
                 drop(self.device(source));
             }

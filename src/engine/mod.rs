@@ -321,6 +321,7 @@ impl Engine {
             Pending::Load { session, key, program, fence } => {
                 self.program_loaded(session, key, program, fence)
             }
+            Pending::Transfer(copying) => self.transfer_on(*copying),
         }
     }
 

@@ -1,8 +1,38 @@
 //! Copies between two sessions' buffers.
+//!
+//! Owns: [`Copying`], a copy of which a part is queued: where memory goes through the host, a device
+//! takes long copies in parts.
 
+use super::batch::Pending;
+use super::buffer::Buffer;
 use super::session::SessionId;
 use super::{Cause, DONE, Engine, Step, Stop};
+use crate::device::Device;
 use crate::wire::command;
+
+/// A copy between two sessions that is under way.
+#[derive(Debug)]
+pub(super) struct Copying {
+    source: SessionId,
+    destination: SessionId,
+    from: Buffer,
+    to: Buffer,
+    /// Bytes up to here are queued.
+    queued: u64,
+}
+
+/// Queues as much of a copy of the first `bytes` bytes as `device` takes in one call, from `at` on.
+/// How far that goes.
+pub(super) fn copy_on(
+    device: &mut dyn Device,
+    [to, from]: [&Buffer; 2],
+    bytes: u64,
+    at: u64,
+) -> Result<u64, Cause> {
+    let part = device.copy_bytes_max(&from.region).min(bytes - at);
+    device.copy(to.part(at, part), from.part(at, part))?;
+    Ok(at + part)
+}
 
 impl Engine {
     /// The copy runs in the destination's queue. The source's queue does not go on to later work,
@@ -32,12 +62,37 @@ impl Engine {
             return DONE;
         }
         let written = self.get_mut(at)?.signal()?;
-        let destination = self.get_mut(to_id)?;
-        let device = destination.open_device()?;
-        device.wait(&written)?;
-        device.copy(to.span(), from.span())?;
-        let read = destination.signal()?;
-        self.get_mut(at)?.wait_for_reader(&read)?;
+        self.get_mut(to_id)?.open_device()?.wait(&written)?;
+        self.transfer_on(Copying { source: at, destination: to_id, from, to, queued: 0 })
+    }
+
+    /// Goes on with a copy, as far as there is room.
+    pub(super) fn transfer_on(&mut self, mut copying: Copying) -> Result<Step, Stop> {
+        let Copying { source, destination, ref from, ref to, ref mut queued } = copying;
+        let copied = loop {
+            match self.device(destination) {
+                Ok(session) => {
+                    let device = session.open_device()?.as_mut();
+                    match copy_on(device, [to, from], from.bytes, *queued) {
+                        Ok(until) => *queued = until,
+                        Err(cause) => break Err(cause),
+                    }
+                }
+                Err(Stop::Retry(room)) => {
+                    return Ok(Step::Wait(room, Pending::Transfer(Box::new(copying))));
+                }
+                Err(stop) => return Err(stop),
+            }
+            if *queued == from.bytes {
+                break Ok(());
+            }
+        };
+        // The source may be read even where the copy has failed.
+        let read = self.get_mut(destination)?.signal();
+        if let Ok(read) = &read {
+            self.get_mut(source)?.wait_for_reader(read)?;
+        }
+        copied.and(read.map(drop))?;
         DONE
     }
 }

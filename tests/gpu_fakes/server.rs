@@ -10,7 +10,7 @@ const SOURCES: [(&str, &str, &str); 2] = [
     ("hip", "comgr", "extern \"C\" __attribute__((global)) void increment_i32(int* data0) {}"),
 ];
 
-fn server(device: &str, isolation: &str, watch: &Watch) -> ServerBuilder {
+pub(crate) fn server(device: &str, isolation: &str, watch: &Watch) -> ServerBuilder {
     let builder = Server::builder().device(device).arg("--isolation").arg(isolation);
     let builder = builder.arg("--no-cache");
     watch.environment().iter().fold(builder, |builder, (name, value)| builder.env(name, value))
@@ -67,6 +67,40 @@ fn client_is_served_in_the_servers_process() {
 fn client_is_served_with_a_process_for_each_session() {
     for (device, compiler, source) in SOURCES {
         serve(device, compiler, source, "session").assert_clean();
+    }
+}
+
+/// As the client's renderer writes it: two words are open, which the server fills in.
+const PTX: &str = ".version VERSION\n.target TARGET\n.address_size 64\n\
+    .visible .entry increment_i32(\n.param .u64 data0\n)\n{\nret;\n}\n";
+
+#[test]
+fn client_writes_ptx_where_it_is_asked_to_or_no_compiler_is_there() {
+    for (libraries, options) in [
+        (&["cuda"][..], &["--nvrtc", "/nowhere/libnvrtc.so"][..]),
+        (&["cuda", "nvrtc"], &["--renderer", "ptx"]),
+    ] {
+        for isolation in ["process", "session"] {
+            let watch = Watch::new(libraries);
+            let server = server("cuda", isolation, &watch);
+            let server = options.iter().fold(server, |server, option| server.arg(option)).start();
+            let mut client = Client::connect(server.address(), "ptx");
+            let properties = format!("GetProperties({})", client.session(0));
+            let properties = client.batch(&[properties], &[]).ok();
+            let properties = String::from_utf8(properties).unwrap();
+            assert!(properties.contains("PTXRenderer"), "{properties}");
+            let commands = [
+                client.alloc(1, 256),
+                client.program("increment_i32", PTX),
+                exec(&client, PTX, 1, false),
+                client.copy_out(1),
+            ];
+            let out = client.batch(&commands, &[PTX.as_bytes()]).ok();
+            assert_eq!(out, [1, 0, 0, 0].repeat(64));
+            drop(client);
+            assert_eq!(server.stop().code(), Some(0));
+            watch.assert_clean();
+        }
     }
 }
 

@@ -55,6 +55,8 @@ fn copies_between_devices_that_do_not_reach_each_other_arrive_in_order() {
     on_fakes(name, environment, there_and_back, |ran| {
         ran.watch.assert_clean();
         assert_eq!(ran.calls("cuCtxEnablePeerAccess", "hipDeviceEnablePeerAccess"), 0);
+        // The server's own way (`relay`), not the driver's.
+        assert_eq!(ran.calls("cuMemcpyPeerAsync", "hipMemcpyPeerAsync"), 0);
     });
 }
 

@@ -16,6 +16,7 @@ use super::clerk::{Lent, Uploader};
 use super::driver::DevicePointer;
 use super::handles::{Context, Event, Pinned, Pool, Stream};
 use super::registered::Ended;
+use super::relay::Relay;
 
 /// What a device had. Dropped in this order once the work is done.
 pub(super) struct Remains {
@@ -30,6 +31,18 @@ pub(super) struct Remains {
     pub(super) streams: Vec<Stream>,
     /// How long its work may take yet.
     pub(super) patience: Duration,
+}
+
+impl Remains {
+    /// The ways by which other devices have copied from this one.
+    pub(super) fn take_relays(&mut self, relays: Vec<Relay>) {
+        for relay in relays {
+            let (stream, event, lent) = relay.into_parts();
+            self.streams.push(stream);
+            self.events.push(event);
+            self.lent.extend(lent);
+        }
+    }
 }
 
 /// Pauses between two looks at work that does not end, from the first to the longest.

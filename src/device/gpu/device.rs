@@ -19,9 +19,10 @@ use super::driver::{DevicePointer, EventUse, Kind, LaunchLimits};
 use super::graph::Recorded;
 use super::handles::{Done, Event, Function, Module, Trouble, meaning};
 use super::launch::{self, Sizes};
-use super::memory::{Access, Allocation, Dead, Entry, Site, Table};
+use super::memory::{Access, Allocation, Dead, Entry, Site, Table, Uses};
 use super::queue::{Lane, Queue};
 use super::registered::Registered;
+use super::relay::Stage;
 use super::signal::Signal;
 use super::staging::{Inbox, Outbox};
 use super::watch::{Timers, Watchdog};
@@ -95,6 +96,7 @@ pub struct GpuDevice {
     programs: Table<Loading>,
     pub(super) graphs: Table<Recorded>,
     pub(super) registered: Registered,
+    pub(super) stage: Stage,
     /// What goes to the thread once work is done.
     pub(super) retired: VecDeque<(u64, Box<dyn Any + Send>)>,
     /// Memory of devices without pools, to be freed once work is done.
@@ -136,6 +138,7 @@ impl GpuDevice {
             programs: Table::default(),
             graphs: Table::default(),
             registered: Registered::default(),
+            stage: Stage::default(),
             retired: VecDeque::new(),
             retired_memory: VecDeque::new(),
             timers: Timers::default(),
@@ -303,9 +306,7 @@ impl GpuDevice {
                     self.retired.extend(left.map(|left| (last, left)));
                     Ok(())
                 }
-                Dead::Memory { at, uses, .. } => {
-                    self.free(at, |queue| uses.order(queue, Lane::Compute, Access::Write))
-                }
+                Dead::Memory { at, uses, .. } => self.free(at, &uses),
                 Dead::Program(index) => {
                     if let Some(Loading::Done(kernel)) = self.programs.remove(index) {
                         self.retired.push_back((last, Box::new(kernel.module)));
@@ -324,18 +325,17 @@ impl GpuDevice {
     }
 
     /// Frees memory behind the work that uses it.
-    fn free(
-        &mut self,
-        at: DevicePointer,
-        order: impl FnOnce(&mut Queue) -> Done<()>,
-    ) -> Result<(), Stop> {
+    fn free(&mut self, at: DevicePointer, uses: &Uses) -> Result<(), Stop> {
+        if uses.is_relayed() {
+            self.wait_for_relays()?;
+        }
         let pooled = self.site.reach(|reach| reach.pool.is_some()).unwrap_or_default();
         if !pooled {
             self.retired_memory.push_back((self.queue.last(), at));
             return Ok(());
         }
         self.queue.begin(Lane::Compute)?;
-        order(&mut self.queue)?;
+        uses.order(&mut self.queue, Lane::Compute, Access::Write)?;
         let stream = self.queue.stream(Lane::Compute);
         let freed = self.site.reach(|reach| match &reach.pool {
             Some(pool) => pool.free(at, stream),
@@ -370,6 +370,7 @@ impl GpuDevice {
             self.clerk.send(Job::Drop(Box::new(memory)));
         }
         parts.outbox.look(&self.queue);
+        self.stage.look(&mut self.queue);
     }
 
     /// The end of this device, for `why`. Nothing is queued any more; what is left is given back by
@@ -407,12 +408,18 @@ impl GpuDevice {
         if let Some(reach) = reach {
             remains.events.extend(reach.events);
             remains.pool = reach.pool;
+            remains.take_relays(reach.relays);
         }
         if let Some(Parts { inbox, outbox, live, .. }) = self.parts.take() {
-            (remains.lent, remains.pinned) = outbox.close();
+            let (lent, pinned) = outbox.close();
+            remains.lent.extend(lent);
+            remains.pinned.extend(pinned);
             remains.pinned.extend(inbox.into_memory());
             remains.memory = live.into_iter().collect();
         }
+        let (pieces, events) = self.stage.close();
+        remains.lent.extend(pieces);
+        remains.events.extend(events);
         self.retired_memory.clear();
         self.clerk.send(Job::Close(Box::new(remains)));
         self.clerk.deafen();
@@ -578,7 +585,7 @@ impl Device for GpuDevice {
                 None if device.queue.pending() > GpuLimits::IN_FLIGHT_MAX => {
                     Some(device.queue.halfway())
                 }
-                None => None,
+                None => device.stage.backlog(&device.queue),
             }
         };
         is_full(self)?;
@@ -650,6 +657,15 @@ impl Device for GpuDevice {
         self.ready()?;
         let fence = self.launch_one(launch);
         self.settle(fence)
+    }
+
+    fn copy_bytes_max(&self, from: &Region) -> u64 {
+        if self.reaches(from) { u64::MAX } else { GpuLimits::RELAYED_BYTES_MAX }
+    }
+
+    fn reaches(&self, from: &Region) -> bool {
+        // What is wrong is left to the copy itself.
+        from.gpu().is_ok_and(|source| self.is_within_reach(source).unwrap_or(true))
     }
 
     fn build_graph(&mut self, steps: &[GraphStep<'_>]) -> Result<Graph, DeviceError> {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::driver::DevicePointer;
 use super::handles::{Context, Done, Event, Pool};
 use super::queue::{Lane, Queue, STREAMS};
+use super::relay::Relay;
 use crate::device::budget::Charge;
 
 /// How far each stream has work that touches a piece of memory.
@@ -22,6 +23,8 @@ use crate::device::budget::Charge;
 pub(super) struct Uses {
     reads: [Cell<u64>; STREAMS.len()],
     writes: [Cell<u64>; STREAMS.len()],
+    /// Whether another device has copied it in a stream that is none of these.
+    is_relayed: Cell<bool>,
 }
 
 /// What work does to memory.
@@ -43,6 +46,14 @@ impl Uses {
             queue.after(lane, other, number)?;
         }
         Ok(())
+    }
+
+    pub(super) fn set_relayed(&self) {
+        self.is_relayed.set(true);
+    }
+
+    pub(super) fn is_relayed(&self) -> bool {
+        self.is_relayed.get()
     }
 
     /// Notes work that was queued.
@@ -111,12 +122,14 @@ pub(super) struct Reach {
     pub(super) allowed: Vec<u64>,
     /// Events of signals that nobody waits for any more.
     pub(super) events: Vec<Event>,
+    /// The ways out for devices that do not reach this one's memory.
+    pub(super) relays: Vec<Relay>,
 }
 
 impl Site {
     pub(super) fn open(&self, context: Arc<Context>, pool: Option<Pool>) {
-        let (allowed, events) = (Vec::new(), Vec::new());
-        *self.open.borrow_mut() = Some(Reach { context, pool, allowed, events });
+        let (allowed, events, relays) = (Vec::new(), Vec::new(), Vec::new());
+        *self.open.borrow_mut() = Some(Reach { context, pool, allowed, events, relays });
     }
 
     /// The device is gone. Nobody looks any more for what is dropped.

@@ -19,8 +19,8 @@
 //! Reading order: `driver` (the table of calls), `loading` (finding the libraries), `cuda` and
 //! `hip` (the tables), `renderer` (what clients are told); `handles` (owned, safe), `clerk` (the
 //! thread) and `closing` (its last work); `queue` (streams, order, completion), `memory`,
-//! `staging`, `registered`, `launch`, `watch`, `signal`; `device`, `transfer`, `graph`; `apart` (in
-//! processes of their own); [`GpuPlatform`].
+//! `staging`, `registered`, `launch`, `watch`, `signal`; `device`, `transfer`, `relay`, `graph`; `apart`
+//! (in processes of their own); [`GpuPlatform`].
 
 mod apart;
 mod clerk;
@@ -37,6 +37,7 @@ mod memory;
 mod platform;
 mod queue;
 mod registered;
+mod relay;
 mod renderer;
 mod signal;
 mod staging;

@@ -16,6 +16,7 @@ use super::handles::{Context, Far, Trouble};
 use super::memory::{Access, Allocation};
 use super::queue::Lane;
 use super::registered::Way;
+use super::relay::gone;
 use super::staging::host_bytes;
 use crate::config::GpuLimits;
 use crate::device::shared::{Range, to_u64, to_usize};
@@ -207,6 +208,9 @@ impl GpuDevice {
         source: &Rc<Allocation>,
         from: &Span<'_>,
     ) -> Result<Fence, Stop> {
+        if !self.is_within_reach(source)? {
+            return self.copy_relayed(target, to, source, from);
+        }
         let theirs = self.peer(source)?;
         self.queue.begin(Lane::Compute)?;
         target.uses.order(&mut self.queue, Lane::Compute, Access::Write)?;
@@ -239,10 +243,7 @@ impl GpuDevice {
             let known = reach.allowed.contains(&serial);
             (Arc::clone(&reach.context), known)
         });
-        let Some((theirs, known)) = known else {
-            let why = "the source's device is lost".to_owned();
-            return Err(DeviceError::Failed { what: "copy", why }.into());
-        };
+        let Some((theirs, known)) = known else { return Err(gone()) };
         if known || device == theirs.device() || !self.can_reach(&theirs)? {
             return Ok(theirs);
         }
@@ -256,6 +257,15 @@ impl GpuDevice {
         });
         allowed.unwrap_or(Ok(()))?;
         Ok(theirs)
+    }
+
+    /// Whether this device's copies reach that memory by themselves.
+    pub(super) fn is_within_reach(&self, source: &Allocation) -> Result<bool, Stop> {
+        if Rc::ptr_eq(&source.site, &self.site) {
+            return Ok(true);
+        }
+        let theirs = source.site.reach(|reach| Arc::clone(&reach.context)).ok_or_else(gone)?;
+        self.can_reach(&theirs)
     }
 
     /// Whether this device reaches the memory of another by itself.
