@@ -661,6 +661,9 @@ impl RdmaConfig {
     /// How often it is sent again: a dead peer is found after half a second to two. One more, 7, is
     /// the most that there is, and the software device takes it for no end.
     pub const RETRIES: u8 = 6;
+    /// Places of a peer's buffers that are remembered, for each link: those that a model's copies
+    /// between hosts go to again and again. Each takes some 200 bytes.
+    pub const PLACES_REMEMBERED_MAX: usize = 4096;
     /// Routers on the way to a peer.
     pub const HOPS_MAX: u8 = 64;
 }

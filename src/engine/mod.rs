@@ -42,7 +42,7 @@ use crate::compile;
 use crate::config::{EngineLimits, WireLimits};
 use crate::device::{DeviceError, Fence, Platform};
 use crate::identity::Identity;
-use crate::rdma::{Fabric, Promise, RdmaError};
+use crate::rdma::{Awaited, Fabric, RdmaError};
 use crate::wire::command::{Command, EventNumber, SessionKey};
 use crate::wire::{Parsing, Stored, WireError, reply};
 use batch::{Memory, Pending};
@@ -59,8 +59,8 @@ pub enum WaitFor {
     Device { session: SessionId, fence: Fence },
     /// An event that somebody has to set.
     Event { session: SessionId, event: EventNumber, until: Instant },
-    /// Memory that is being registered for RDMA.
-    Registration(Promise),
+    /// What RDMA's own threads do.
+    Rdma(Awaited),
 }
 
 /// Why a command did not finish: it failed, it has to be tried again later, or it is another
@@ -215,10 +215,7 @@ impl Engine {
                 None if batch.next >= batch.commands.len() => {
                     return Progress::Done(batch.finish());
                 }
-                None => self
-                    .check_sender(batch)
-                    .and_then(|()| self.session_of(batch))
-                    .and_then(|at| self.apply(at, batch, now)),
+                None => self.begin(batch, now),
             };
             match outcome {
                 Ok(Step::Done(output)) => batch.succeed(output),
@@ -246,6 +243,22 @@ impl Engine {
             }
         }
         Progress::Pause
+    }
+
+    /// The batch's next command, of which nothing has happened yet.
+    fn begin(&mut self, batch: &mut Batch<'_>, now: Instant) -> Result<Step, Stop> {
+        self.check_sender(batch)?;
+        let stop = match self.session_of(batch) {
+            Ok(at) => return self.apply(at, batch, now),
+            Err(stop) => stop,
+        };
+        match (stop, batch.commands.get(batch.next)) {
+            // A peer is let in where its connection is served.
+            (Stop::Forward(_), Some(Stored::Other(Command::IbConnect(c)))) => {
+                self.ib_connect(batch.identity, c, batch.owner)
+            }
+            (stop, _) => Err(stop),
+        }
     }
 
     /// The session of the batch's next command. The names of a batch's sessions are looked up once.
@@ -290,7 +303,7 @@ impl Engine {
             Command::GraphAlloc(c) => self.graph_alloc(at, c),
             Command::GraphExec(c) => self.graph_exec(at, c),
             Command::GraphFree(c) => self.graph_free(at, c.graph),
-            Command::IbConnect(c) => self.ib_connect(at, c, batch.owner),
+            Command::IbConnect(c) => self.ib_connect(batch.identity, c, batch.owner),
             Command::ProgramAlloc(c) => self.program_alloc(at, c, batch),
             Command::ProgramExec(c) => self.program_exec(at, &c.fields()),
             Command::ProgramFree(c) => self.program_free(at, c),
@@ -337,7 +350,7 @@ impl Engine {
                     session.reached(*fence, now)
                 }
             }
-            WaitFor::Registration(promise) => promise.target().is_some(),
+            WaitFor::Rdma(promise) => promise.is_kept(),
             WaitFor::Event { session, event, until } => {
                 now >= *until || self.event_is_set(*session, *event)
             }
@@ -370,7 +383,6 @@ impl Engine {
     pub fn release(&mut self, owner: Owner) {
         self.rdma.end_of_owner(owner);
         self.sessions.end_of_owner(owner);
-        self.rdma.end_of_sessions(&self.sessions);
     }
 
     /// Sessions whose devices were opened since the last call: their doorbells need a reader.
@@ -435,7 +447,6 @@ impl Engine {
             return Ok(Step::Wait(wait, Pending::Ending { session: at }));
         }
         self.sessions.end(at);
-        self.rdma.end_of_sessions(&self.sessions);
         DONE
     }
 

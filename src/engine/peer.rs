@@ -68,6 +68,12 @@ pub struct Parcel {
 }
 
 impl Parcel {
+    /// The destination.
+    #[must_use]
+    pub fn to(&self) -> &BufferName<'static> {
+        &self.to
+    }
+
     /// How clients name this server.
     #[must_use]
     pub fn from_host(&self) -> &str {

@@ -2,16 +2,17 @@
 //!
 //! A registration belongs to a buffer's number and covers its bytes and no more: of a view, the
 //! view's. It keeps the memory where it is, so a blob that fills the buffer is copied from then on,
-//! and ends with the number. A connection belongs to the HTTP connection that asked for it, or to
-//! the session where another shard's connection asked, and ends with that; a peer that connects
-//! again under the same name takes the place of its earlier connection, as on the reference server.
+//! and ends with the number. A connection belongs to the HTTP connection that asked for it, and ends
+//! with that: it is made on the shard where that is served, whichever has the session that is named,
+//! since it reaches whatever the session's identity has on any shard. A peer that connects again
+//! under the same name takes the place of its earlier connection, as on the reference server.
 //!
 //! In the other direction a peer is asked the same, and what it says is told by `asking`.
 //!
 //! Absent: the device, and writing to a peer's memory (`rdma`).
 
 use super::peer::Parcel;
-use super::session::{Owner, SessionId, Sessions};
+use super::session::{Owner, SessionId};
 use super::{Cause, Engine, Step, Stop, WaitFor};
 use crate::device::Fence;
 use crate::engine::batch::Output;
@@ -24,6 +25,8 @@ use crate::wire::command::{self, BufferName};
 pub(super) struct Rdma {
     fabric: Option<Box<dyn Fabric>>,
     peers: Vec<Peer>,
+    /// Those that are being let in, for commands that wait for it.
+    coming: Vec<Peer>,
 }
 
 /// A peer's connection.
@@ -31,8 +34,8 @@ struct Peer {
     identity: Identity,
     host: Box<str>,
     owner: Owner,
-    session: SessionId,
-    end: Box<dyn Accepted>,
+    address: Address,
+    end: Promise<Box<dyn Accepted>>,
 }
 
 impl Rdma {
@@ -47,46 +50,48 @@ impl Rdma {
     /// Ends the connections that an HTTP connection asked for.
     pub(super) fn end_of_owner(&mut self, owner: Owner) {
         self.peers.retain(|peer| peer.owner != owner);
-    }
-
-    /// Ends the connections that belong to sessions which have ended.
-    pub(super) fn end_of_sessions(&mut self, sessions: &Sessions) {
-        let lives =
-            |peer: &Peer| peer.owner != Owner::Shard || sessions.by_id(peer.session).is_some();
-        self.peers.retain(lives);
+        self.coming.retain(|peer| peer.owner != owner);
     }
 }
 
 impl Engine {
+    /// Lets a peer of an identity in.
     pub(super) fn ib_connect(
         &mut self,
-        at: SessionId,
+        identity: Identity,
         c: &command::IbConnect<'_>,
         owner: Owner,
     ) -> Result<Step, Stop> {
-        let Some(fabric) = &self.rdma.fabric else {
+        let Rdma { fabric: Some(fabric), peers, coming } = &mut self.rdma else {
             return Err(Cause::NoRdma { command: "IBConnect" }.into());
         };
-        let identity = self.get(at)?.identity();
-        let replaced = self
-            .rdma
-            .peers
-            .iter()
-            .position(|peer| peer.identity == identity && *peer.host == *c.host);
-        let count = self.rdma.peers.iter().filter(|peer| peer.identity == identity).count();
-        let limit = self.limits.rdma_peers_per_identity_max;
-        if replaced.is_none() && count >= limit {
-            return Err(Cause::RdmaPeers { limit }.into());
-        }
-        let peer = Address { gid: c.gid, queue_pair: QueuePairNumber::new(c.queue_pair)? };
-        let end = fabric.reach(identity)?.accept(peer)?;
-        let address = end.address();
-        if let Some(replaced) = replaced {
-            self.rdma.peers.swap_remove(replaced);
-        }
-        let host = Box::from(&*c.host);
-        self.rdma.peers.push(Peer { identity, host, owner, session: at, end });
-        Ok(Step::Done(Output::Owned(address.to_bytes().to_vec())))
+        let address = Address { gid: c.gid, queue_pair: QueuePairNumber::new(c.queue_pair)? };
+        let is_same = |peer: &Peer| peer.identity == identity && *peer.host == *c.host;
+        let is_asked =
+            |peer: &Peer| is_same(peer) && (peer.owner, peer.address) == (owner, address);
+        let at = match coming.iter().position(is_asked) {
+            Some(at) => at,
+            None => {
+                let others = peers.iter().chain(&*coming);
+                let others = others.filter(|peer| peer.identity == identity && !is_same(peer));
+                let limit = self.limits.rdma_peers_per_identity_max;
+                if others.count() >= limit {
+                    return Err(Cause::RdmaPeers { limit }.into());
+                }
+                let end = fabric.reach(identity)?.accept(address);
+                coming.push(Peer { identity, host: Box::from(&*c.host), owner, address, end });
+                coming.len() - 1
+            }
+        };
+        let Some(outcome) = coming[at].end.address() else {
+            // What was begun is found when the command is tried again.
+            return Err(Stop::Retry(WaitFor::Rdma(coming[at].end.awaited())));
+        };
+        let peer = coming.swap_remove(at);
+        let end = outcome?;
+        peers.retain(|peer| !is_same(peer));
+        peers.push(peer);
+        Ok(Step::Done(Output::Owned(end.to_bytes().to_vec())))
     }
 
     pub(super) fn buffer_iovas(
@@ -125,7 +130,7 @@ impl Engine {
         }
         match pending {
             // What was begun is found when the command is tried again.
-            Some(promise) => Err(Stop::Retry(WaitFor::Registration(promise))),
+            Some(promise) => Err(Stop::Retry(WaitFor::Rdma(promise.awaited()))),
             None => Ok(Step::Done(Output::Owned(answer))),
         }
     }

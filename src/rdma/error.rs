@@ -74,6 +74,8 @@ pub struct WorkStatus(pub u32);
 impl WorkStatus {
     /// The pair was taken out of use before the request was done.
     pub const FLUSHED: WorkStatus = WorkStatus(5);
+    /// The peer's memory is not what the request says it is, any more or at all.
+    pub const REMOTE_ACCESS: WorkStatus = WorkStatus(10);
 
     /// The name that the headers give it, and what it means for a write.
     #[must_use]

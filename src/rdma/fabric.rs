@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::promise::{self, Promise};
+use super::promise::{FINDER, Promise, REGISTRAR};
 use super::{Address, Device, Domain, QueuePair, QueuePairNumber, RdmaError, Registration, Target};
 use crate::device::SharedBytes;
 use crate::identity::Identity;
@@ -34,12 +34,9 @@ pub trait Fabric {
 
 /// What the peers of one identity may reach.
 pub trait Reach {
-    /// The end of a connection through which the peer can write.
-    ///
-    /// # Errors
-    ///
-    /// Where the device has no more, or the peer cannot be reached.
-    fn accept(&self, peer: Address) -> Result<Box<dyn Accepted>, RdmaError>;
+    /// The end of a connection through which the peer can write. Where it cannot be reached, or
+    /// the device has no more, the promise says so.
+    fn accept(&self, peer: Address) -> Promise<Box<dyn Accepted>>;
 
     /// Lets peers read and write memory, as long as the promise lives. Where it cannot be pinned
     /// the promise says so.
@@ -47,7 +44,7 @@ pub trait Reach {
 }
 
 /// The end of a peer's connection; dropping it ends the connection.
-pub trait Accepted: fmt::Debug {
+pub trait Accepted: fmt::Debug + Send {
     fn address(&self) -> Address;
 }
 
@@ -117,16 +114,23 @@ impl Fabric for DeviceFabric {
 }
 
 impl Reach for Arc<Domain> {
-    fn accept(&self, peer: Address) -> Result<Box<dyn Accepted>, RdmaError> {
-        let mut pair = QueuePair::passive(self)?;
-        pair.connect(peer)?;
-        Ok(Box::new(pair))
+    fn accept(&self, peer: Address) -> Promise<Box<dyn Accepted>> {
+        let domain = Arc::clone(self);
+        FINDER.promise(move || {
+            let mut pair = QueuePair::passive(&domain)?;
+            pair.connect(peer)?;
+            Ok(Box::new(pair) as Box<dyn Accepted>)
+        })
     }
 
     fn register(&self, memory: SharedBytes) -> Promise {
-        promise::register(self, memory)
+        let domain = Arc::clone(self);
+        REGISTRAR.promise(move || Ok(Box::new(domain.register(memory)?) as Box<dyn Registered>))
     }
 }
+
+/// Peers that are to be let in.
+type Peers = Vec<Promise<Box<dyn Accepted>>>;
 
 /// A fabric that reaches nothing, for tests: it counts what is there.
 #[derive(Clone, Debug, Default)]
@@ -140,6 +144,7 @@ struct NullState {
     registered: Arc<AtomicU32>,
     /// Promises that are not kept yet, while they are held.
     held: RefCell<Option<VecDeque<(Promise, SharedBytes)>>>,
+    held_peers: RefCell<Option<Peers>>,
 }
 
 impl NullFabric {
@@ -155,14 +160,15 @@ impl NullFabric {
         self.0.registered.load(Ordering::Relaxed)
     }
 
-    /// Has it refuse to pin memory from now on.
+    /// Has it refuse to pin memory and to let peers in from now on.
     pub fn refuse(&self) {
         self.0.refuses.set(true);
     }
 
-    /// Has registrations wait from now on, until [`Self::release`].
+    /// Has registrations and peers wait from now on, until [`Self::release`].
     pub fn hold(&self) {
         self.0.held.replace(Some(VecDeque::new()));
+        self.0.held_peers.replace(Some(Vec::new()));
     }
 
     /// Keeps all promises that wait.
@@ -170,9 +176,22 @@ impl NullFabric {
         for (promise, memory) in self.0.held.take().into_iter().flatten() {
             promise.keep(self.registration(&memory));
         }
+        for promise in self.0.held_peers.take().into_iter().flatten() {
+            promise.keep(self.accepted_end());
+        }
     }
 
-    fn registration(&self, memory: &SharedBytes) -> promise::Outcome {
+    fn accepted_end(&self) -> Result<Box<dyn Accepted>, RdmaError> {
+        if self.0.refuses.get() {
+            let why = "this fabric was told to".to_owned();
+            return Err(RdmaError::Call { call: "accept", why });
+        }
+        let queue_pair = QueuePairNumber::new(u64::from(self.number()))?;
+        let address = Address { gid: self.gid(), queue_pair };
+        Ok(Box::new(NullAccepted { address, _counted: Counted::new(&self.0.accepted) }))
+    }
+
+    fn registration(&self, memory: &SharedBytes) -> Result<Box<dyn Registered>, RdmaError> {
         let bytes = memory.bytes();
         if self.0.refuses.get() {
             return Err(RdmaError::Locked { bytes, why: "this fabric was told to".to_owned() });
@@ -201,10 +220,13 @@ impl Fabric for NullFabric {
 }
 
 impl Reach for NullFabric {
-    fn accept(&self, _peer: Address) -> Result<Box<dyn Accepted>, RdmaError> {
-        let queue_pair = QueuePairNumber::new(u64::from(self.number()))?;
-        let address = Address { gid: self.gid(), queue_pair };
-        Ok(Box::new(NullAccepted { address, _counted: Counted::new(&self.0.accepted) }))
+    fn accept(&self, _peer: Address) -> Promise<Box<dyn Accepted>> {
+        let promise = Promise::default();
+        match &mut *self.0.held_peers.borrow_mut() {
+            Some(held) => held.push(promise.clone()),
+            None => promise.keep(self.accepted_end()),
+        }
+        promise
     }
 
     fn register(&self, memory: SharedBytes) -> Promise {

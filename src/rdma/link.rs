@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::pair::{Completion, Completions};
+use super::promise::{FINDER, Promise};
 use super::schedule::{Finished, Message, Schedule, TransferId, Write};
 use super::{Address, Domain, QueuePair, RdmaError, WorkStatus};
 use crate::config::RdmaConfig;
@@ -88,6 +89,21 @@ impl<K> Link<K> {
     /// If there is no such pair.
     pub fn connect(&mut self, pair: usize, peer: Address) -> Result<(), RdmaError> {
         self.pairs[pair].connect(peer)
+    }
+
+    /// Connects all queue pairs, each with the peer's at its place, on a thread: a peer that is not
+    /// there is looked for for a second.
+    #[must_use]
+    pub fn connect_all(mut self, peers: Vec<Address>) -> Promise<Link<K>>
+    where
+        K: Send + 'static,
+    {
+        FINDER.promise(move || {
+            for (pair, peer) in self.pairs.iter_mut().zip(peers) {
+                pair.connect(peer)?;
+            }
+            Ok(self)
+        })
     }
 
     /// Begins a transfer. To be followed by [`Self::turn`].

@@ -15,7 +15,7 @@
 //! Reading order: `state` and `schedule` (what may happen when, as values), `choice` (which
 //! device), `error`, then what calls libibverbs: `verbs` (the library, devices, domains,
 //! registrations), `pair` (queue pairs and completions), `link` (transfers to one peer); `promise`
-//! (registering without holding up a shard), `fabric` (what the engine sees of it).
+//! (what would hold up a shard), `fabric` (what the engine sees of it).
 
 mod choice;
 mod error;
@@ -32,7 +32,7 @@ pub use error::{RdmaError, WorkStatus};
 pub use fabric::{Accepted, DeviceFabric, Fabric, NullFabric, Reach, Registered};
 pub use link::{Link, Turn};
 pub use pair::QueuePair;
-pub use promise::Promise;
+pub use promise::{Awaited, Promise};
 pub use schedule::{Finished, TransferId, Write};
 pub use state::{Change, OutOfOrder, QueueState};
 pub use verbs::{Device, DmaBuf, Domain, HostMemory, Registration};

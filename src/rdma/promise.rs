@@ -1,108 +1,172 @@
-//! Memory that is being registered, on a thread that does nothing else: pinning takes time for each
-//! page, a tenth of a second for a gigabyte of small ones, which a shard does not have.
+//! What takes longer than a shard has, on threads that do nothing else: pinning memory takes time for
+//! each page, a tenth of a second for a gigabyte of small ones, and the kernel looks for a peer that is
+//! not there for a second.
 //!
-//! Owns: [`Promise`] and that thread. Whoever drops a promise before it is kept has the
-//! registration taken back by the thread, as soon as it is made.
+//! Owns: [`Promise`] and those threads. Whoever drops a promise before it is kept has what was
+//! promised taken back by the thread, as soon as it is made.
 #![forbid(unsafe_code)]
 
+use std::fmt::Debug;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 
-use super::fabric::Registered;
-use super::{Domain, RdmaError, Target};
+use super::fabric::{Accepted, Registered};
+use super::{Address, RdmaError, Target};
 use crate::cores;
-use crate::device::SharedBytes;
 
-/// What came of a registration.
-pub(super) type Outcome = Result<Box<dyn Registered>, RdmaError>;
+/// The promise of something, of a registration if nothing else is said. That lasts as long as the
+/// promise.
+#[derive(Debug)]
+pub struct Promise<T = Box<dyn Registered>>(Arc<Mutex<State<T>>>);
 
-/// The promise of a registration, which lasts as long as the promise.
-#[derive(Clone, Debug, Default)]
-pub struct Promise(Arc<Mutex<State>>);
-
-#[derive(Debug, Default)]
-struct State {
-    outcome: Option<Outcome>,
+#[derive(Debug)]
+struct State<T> {
+    outcome: Option<Result<T, RdmaError>>,
     wakers: Vec<Waker>,
 }
 
-impl Promise {
-    /// What peers are to be told, once there is something.
+impl<T> Clone for Promise<T> {
+    fn clone(&self) -> Promise<T> {
+        Promise(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Promise<T> {
+    fn default() -> Promise<T> {
+        Promise(Arc::new(Mutex::new(State { outcome: None, wakers: Vec::new() })))
+    }
+}
+
+impl<T> Promise<T> {
+    /// What has come of it, if anything has. It is the caller's then.
     #[must_use]
-    pub fn target(&self) -> Option<Result<Target, RdmaError>> {
-        let outcome = &self.lock().outcome;
-        outcome.as_ref().map(|outcome| match outcome {
-            Ok(registered) => Ok(registered.target()),
-            Err(error) => Err(error.clone()),
-        })
+    pub fn take(&self) -> Option<Result<T, RdmaError>> {
+        lock(&self.0).outcome.take()
     }
 
-    /// Where it is for this side's own requests, and their key, once there is something.
-    #[must_use]
-    pub fn local(&self) -> Option<Result<(u64, u32), RdmaError>> {
-        let outcome = &self.lock().outcome;
-        outcome.as_ref().map(|outcome| match outcome {
-            Ok(registered) => Ok((registered.target().iova, registered.local_key())),
-            Err(error) => Err(error.clone()),
-        })
-    }
-
-    /// Wakes a task, once, when there is something: at once if there is already.
-    pub fn wake_on_done(&self, waker: &Waker) {
-        let mut state = self.lock();
-        if state.outcome.is_some() {
-            waker.wake_by_ref();
-        } else if !state.wakers.iter().any(|known| known.will_wake(waker)) {
-            state.wakers.push(waker.clone());
-        }
-    }
-
-    pub(super) fn keep(&self, outcome: Outcome) {
-        let mut state = self.lock();
+    pub(super) fn keep(&self, outcome: Result<T, RdmaError>) {
+        let mut state = lock(&self.0);
         state.outcome = Some(outcome);
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn look<R>(&self, at: impl FnOnce(&T) -> R) -> Option<Result<R, RdmaError>> {
+        let outcome = &lock(&self.0).outcome;
+        outcome.as_ref().map(|outcome| outcome.as_ref().map(at).map_err(Clone::clone))
     }
 }
 
-struct Job {
-    domain: Arc<Domain>,
-    memory: SharedBytes,
-    promise: Promise,
-}
-
-impl Job {
-    fn run(self) {
-        let Job { domain, memory, promise } = self;
-        let registered = domain.register(memory);
-        promise.keep(registered.map(|registered| Box::new(registered) as Box<dyn Registered>));
+impl<T: Debug + Send + 'static> Promise<T> {
+    /// To wait for it, whatever it is of.
+    #[must_use]
+    pub fn awaited(&self) -> Awaited {
+        let kept: Arc<Mutex<State<T>>> = Arc::clone(&self.0);
+        Awaited(kept)
     }
 }
 
-/// Registers memory on the thread for that. Where the thread cannot be had, the caller pays.
-pub(super) fn register(domain: &Arc<Domain>, memory: SharedBytes) -> Promise {
-    static THREAD: OnceLock<Option<Sender<Job>>> = OnceLock::new();
-    let thread = THREAD.get_or_init(|| {
+impl Promise {
+    /// What peers are to be told, once there is something.
+    #[must_use]
+    pub fn target(&self) -> Option<Result<Target, RdmaError>> {
+        self.look(|registered| registered.target())
+    }
+
+    /// Where it is for this side's own requests, and their key, once there is something.
+    #[must_use]
+    pub fn local(&self) -> Option<Result<(u64, u32), RdmaError>> {
+        self.look(|registered| (registered.target().iova, registered.local_key()))
+    }
+}
+
+impl Promise<Box<dyn Accepted>> {
+    /// What the peer is to be told, once there is something.
+    #[must_use]
+    pub fn address(&self) -> Option<Result<Address, RdmaError>> {
+        self.look(|accepted| accepted.address())
+    }
+}
+
+/// Some promise, to whoever waits for it.
+#[derive(Clone, Debug)]
+pub struct Awaited(Arc<dyn Kept>);
+
+impl Awaited {
+    /// Whether anything has come of it.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.0.is_kept()
+    }
+
+    /// Wakes a task, once, when there is something: at once if there is already.
+    pub fn wake_on_done(&self, waker: &Waker) {
+        self.0.wake_on_done(waker);
+    }
+}
+
+trait Kept: Debug + Send + Sync {
+    fn is_kept(&self) -> bool;
+    fn wake_on_done(&self, waker: &Waker);
+}
+
+impl<T: Debug + Send> Kept for Mutex<State<T>> {
+    fn is_kept(&self) -> bool {
+        lock(self).outcome.is_some()
+    }
+
+    fn wake_on_done(&self, waker: &Waker) {
+        let mut state = lock(self);
+        if state.outcome.is_some() {
+            waker.wake_by_ref();
+        } else if !state.wakers.iter().any(|known| known.will_wake(waker)) {
+            state.wakers.push(waker.clone());
+        }
+    }
+}
+
+fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread, which begins when it is first wanted.
+pub(super) struct Hand {
+    name: &'static str,
+    jobs: OnceLock<Option<Sender<Job>>>,
+}
+
+/// Registers memory.
+pub(super) static REGISTRAR: Hand = Hand { name: "outboard-rdma", jobs: OnceLock::new() };
+/// Looks for peers. Those that are not there hold up nothing else.
+pub(super) static FINDER: Hand = Hand { name: "outboard-reach", jobs: OnceLock::new() };
+
+impl Hand {
+    /// Makes something on the thread. Where the thread cannot be had, the caller pays.
+    pub(super) fn promise<T: Send + 'static>(
+        &'static self,
+        make: impl FnOnce() -> Result<T, RdmaError> + Send + 'static,
+    ) -> Promise<T> {
+        let promise = Promise::default();
+        let kept = promise.clone();
+        let job: Job = Box::new(move || kept.keep(make()));
+        match self.jobs.get_or_init(|| self.begin()) {
+            // A failed send hands the job back in its error.
+            Some(jobs) => jobs.send(job).unwrap_or_else(|error| (error.0)()),
+            None => job(),
+        }
+        promise
+    }
+
+    fn begin(&self) -> Option<Sender<Job>> {
         let (sender, receiver) = mpsc::channel::<Job>();
         let run = move || {
             cores::spread();
-            receiver.into_iter().for_each(Job::run);
+            receiver.into_iter().for_each(|job| job());
         };
-        let name = "outboard-rdma".to_owned();
-        std::thread::Builder::new().name(name).spawn(run).ok().map(|_| sender)
-    });
-    let promise = Promise::default();
-    let job = Job { domain: Arc::clone(domain), memory, promise: promise.clone() };
-    match thread {
-        // A failed send hands the job back in its error.
-        Some(thread) => thread.send(job).unwrap_or_else(|error| error.0.run()),
-        None => job.run(),
+        std::thread::Builder::new().name(self.name.to_owned()).spawn(run).ok().map(|_| sender)
     }
-    promise
 }

@@ -114,7 +114,7 @@ impl Shard {
                 }
                 WaitFor::Event { .. } => push(&mut self.waits.events.borrow_mut(), waker),
                 // Other threads ring for these as they do for compilations.
-                WaitFor::Registration(promise) => {
+                WaitFor::Rdma(promise) => {
                     push(&mut self.waits.compilations.borrow_mut(), waker);
                     promise.wake_on_done(&self.bell);
                 }

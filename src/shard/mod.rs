@@ -143,6 +143,8 @@ struct Shard {
     home: Home,
     links: peer::Links,
     writers: writer::Writers,
+    /// Whether a task ends what goes to other servers and was not used for a while.
+    has_sweeper: Cell<bool>,
     memory: memory::Queue,
     mesh: Mesh,
     nodes: Nodes,
@@ -376,6 +378,7 @@ impl Start {
             home: self.home,
             links: peer::Links::default(),
             writers: writer::Writers::default(),
+            has_sweeper: Cell::new(false),
             memory: memory::Queue::default(),
             mesh: self.mesh,
             nodes: Nodes::new(&self.config.nodes),

@@ -31,6 +31,7 @@ use crate::config::{HttpLimits, PeerLimits};
 use crate::engine::{Batch, Cause, Errand, Owner, Parcel, WaitFor, Work};
 use crate::http::{Replies, ReplyError, ReplyEvent};
 use crate::identity::Peer;
+use crate::rdma::WorkStatus;
 
 /// Why an errand failed.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,8 @@ pub(super) enum Trouble {
     Reply(#[from] ReplyError),
     #[error("nothing was heard of it for {0:?}")]
     Silent(Duration),
+    #[error("by RDMA: {0}")]
+    Unwritten(WorkStatus),
 }
 
 impl Trouble {
@@ -85,6 +88,10 @@ pub(super) struct To<'e> {
 impl<'e> To<'e> {
     pub(super) fn host(self) -> &'e str {
         &self.peer.host
+    }
+
+    pub(super) fn peer(self) -> &'e Peer {
+        self.peer
     }
 
     /// The head of a request.
@@ -123,11 +130,18 @@ struct Lines {
 }
 
 /// A connection to a peer.
-struct Link {
+pub(super) struct Link {
     socket: Socket,
     replies: Replies,
     /// What came and was not looked at.
     input: Vec<u8>,
+}
+
+impl Link {
+    /// Whether it is open, and the peer has nothing to say.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.socket.handle().is_quiet()
+    }
 }
 
 /// The right to use one connection of a lane.
@@ -259,13 +273,24 @@ impl Shard {
         text: &str,
     ) -> Result<Vec<u8>, Trouble> {
         let (seat, mut link) = self.link_to(to.peer, lane).await?;
+        let outcome = self.ask_on(&mut link, to, text).await?;
+        self.keep(seat, link);
+        outcome
+    }
+
+    /// As [`Self::ask`], by a connection that the caller keeps: the inner error leaves it as it
+    /// should be.
+    pub(super) async fn ask_on(
+        &self,
+        link: &mut Link,
+        to: To<'_>,
+        text: &str,
+    ) -> Result<Result<Vec<u8>, Trouble>, Trouble> {
         let mut request = to.head(BLOB_HEAD_BYTES + text.len() as u64);
         put_blob_head(&mut request, Digest([0xff; 32]), text.len() as u64);
         request.extend_from_slice(text.as_bytes());
         link.socket.cork(request);
-        let outcome = self.receive_reply(&mut link).await?;
-        self.keep(seat, link);
-        outcome
+        self.receive_reply(link).await
     }
 
     /// Sends buffers, and waits until the peer has taken them.
@@ -376,10 +401,15 @@ impl Shard {
         let seat = self.reactor.within(silence_max, self.seat((peer.host.clone(), lane))).await;
         let seat = seat.ok_or(Trouble::Silent(silence_max))?;
         while let Some((_, link)) = self.links.change(&seat.lane, |lines| lines.idle.pop()) {
-            if link.socket.handle().is_quiet() {
+            if link.is_quiet() {
                 return Ok((seat, link));
             }
         }
+        Ok((seat, self.new_link(peer).await?))
+    }
+
+    /// A connection to a peer that nobody else uses.
+    pub(super) async fn new_link(&self, peer: &Peer) -> Result<Link, Trouble> {
         let mut tries = 1;
         loop {
             match self.connect_to(peer).await {
@@ -389,7 +419,7 @@ impl Shard {
                         ..HttpLimits::default()
                     };
                     let (replies, input) = (Replies::new(limits), Vec::new());
-                    return Ok((seat, Link { socket, replies, input }));
+                    return Ok(Link { socket, replies, input });
                 }
                 Err(error) if tries == PeerLimits::CONNECT_TRIES => {
                     return Err(Trouble::Connect(error));
@@ -434,20 +464,27 @@ impl Shard {
 
     /// Keeps a connection whose requests are all answered.
     fn keep(self: &Rc<Self>, seat: Seat, link: Link) {
-        let is_first = self.links.0.borrow().values().all(|lines| lines.idle.is_empty());
         self.links.change(&seat.lane, |lines| lines.idle.push((Instant::now(), link)));
-        if is_first {
-            let shard = Rc::clone(self);
-            let close_idle = async move {
-                let mut is_left = true;
-                while is_left {
-                    shard.reactor.sleep(PeerLimits::IDLE_TIME_MAX).await;
-                    let then = Instant::now().checked_sub(PeerLimits::IDLE_TIME_MAX);
-                    is_left = then.is_none_or(|then| shard.links.close_idle(then));
-                }
-            };
-            self.reactor.spawn(close_idle).detach();
+        self.want_sweeper();
+    }
+
+    /// Has connections and links to peers end that nobody uses for a while.
+    pub(super) fn want_sweeper(self: &Rc<Self>) {
+        if self.has_sweeper.replace(true) {
+            return;
         }
+        let shard = Rc::clone(self);
+        let sweep = async move {
+            let mut is_left = true;
+            while is_left {
+                shard.reactor.sleep(PeerLimits::IDLE_TIME_MAX).await;
+                if let Some(then) = Instant::now().checked_sub(PeerLimits::IDLE_TIME_MAX) {
+                    is_left = shard.links.close_idle(then) | shard.writers.end_idle(then);
+                }
+            }
+            shard.has_sweeper.set(false);
+        };
+        self.reactor.spawn(sweep).detach();
     }
 }
 

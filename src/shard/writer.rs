@@ -4,10 +4,15 @@
 //! without a word of its device. Absent: queue pairs and what is posted when (`rdma`), and copies
 //! over HTTP (`peer`), which are made where a peer has no RDMA or cannot be reached by it.
 //!
-//! The peer is asked over HTTP for a connection, once, and for the place of the destinations, each
-//! time: a place is good as long as its buffer. Nothing is written before the source's device is
-//! past the work that it has now. One errand uses a link at a time; one that fails or is given up
-//! takes the link with it, and the next makes a new one.
+//! The peer is asked over HTTP for a connection, and for the place of each destination, once. A
+//! place is good as long as its buffer; by one that is not, the peer's device refuses what is
+//! written, and the peer is asked again. Nothing is written before the source's device is past the
+//! work that it has now. One errand uses a link at a time; one that fails or is given up takes the
+//! link with it, and the next makes a new one.
+//!
+//! The peer's ends of a link belong to the HTTP connection that asked for them. So that connection
+//! serves nothing else and lasts as long as the link: a link that nobody used for a while ends with
+//! it, and one whose peer has ended the connection is of no use any more.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,19 +26,22 @@ use tracing::{debug, info};
 
 use super::Shard;
 use super::completion::Cancel;
-use super::peer::{To, Trouble};
-use crate::config::PeerLimits;
+use super::peer::{Link as Held, To, Trouble};
+use crate::config::{PeerLimits, RdmaConfig};
 use crate::engine::{Cause, Parcel, Source, WaitFor, asking};
 use crate::identity::Identity;
-use crate::rdma::{Address, DeviceFabric, Link, Promise, RdmaError, Target, Turn, Write};
+use crate::rdma::{
+    Address, DeviceFabric, Link, Promise, RdmaError, Target, Turn, WorkStatus, Write,
+};
+use crate::wire::command::BufferName;
 
 /// Places that one answer has room for.
 const PLACES_MAX: usize = 32 << 10;
 
 /// What is known of a peer, for one identity.
 enum Peering {
-    /// Nobody uses the link.
-    Free(Box<Writer>),
+    /// Nobody has used the link since then.
+    Free(Instant, Box<Writer>),
     /// Somebody does, or makes it; these wait.
     Busy(Vec<Waker>),
     /// It cannot be reached by RDMA, as was found then.
@@ -46,9 +54,36 @@ pub(super) struct Writers(RefCell<HashMap<(String, Identity), Peering>>);
 
 /// A link to one peer.
 struct Writer {
+    /// First, so that nothing is under way by the time that the peer hears of the end.
     link: Link<Promise>,
+    /// What the peer's ends belong to.
+    held_by: Held,
+    places: Places,
     /// What the link's descriptor names.
     descriptor: Rc<OwnedFd>,
+}
+
+/// Where a peer's buffers are, as far as it has been asked by this link.
+#[derive(Default)]
+struct Places(HashMap<BufferName<'static>, Target>);
+
+impl Places {
+    /// The destinations of copies, if all are known.
+    fn find(&self, parcels: &[Parcel]) -> Option<Vec<Target>> {
+        let known = |parcel: &Parcel| {
+            let target = self.0.get(parcel.to()).copied();
+            target.filter(|target| target.bytes == parcel.bytes)
+        };
+        parcels.iter().map(known).collect()
+    }
+
+    fn remember(&mut self, parcels: &[Parcel], targets: &[Target]) {
+        if self.0.len() + parcels.len() > RdmaConfig::PLACES_REMEMBERED_MAX {
+            self.0.clear();
+        }
+        let most = targets.iter().take(RdmaConfig::PLACES_REMEMBERED_MAX);
+        self.0.extend(parcels.iter().map(|parcel| parcel.to().clone()).zip(most.copied()));
+    }
 }
 
 /// The right to use one entry, which is put back when it ends.
@@ -88,12 +123,21 @@ impl Writers {
                 _ => {}
             }
             match writers.insert(key.clone(), Peering::Busy(Vec::new())) {
-                Some(Peering::Free(writer)) => Poll::Ready(Some(Some(writer))),
+                Some(Peering::Free(_, writer)) => {
+                    Poll::Ready(Some(Some(writer).filter(|writer| writer.held_by.is_quiet())))
+                }
                 _ => Poll::Ready(Some(None)),
             }
         });
         let writer = found.await?;
         Some((Turnstile { writers: self, key, after: None }, writer))
+    }
+
+    /// Ends links that nobody has used since `then`; whether any is left.
+    pub(super) fn end_idle(&self, then: Instant) -> bool {
+        let mut writers = self.0.borrow_mut();
+        writers.retain(|_, peering| !matches!(peering, Peering::Free(since, _) if *since <= then));
+        writers.values().any(|peering| matches!(peering, Peering::Free(..)))
     }
 }
 
@@ -116,31 +160,54 @@ impl Shard {
             return Ok(Some(parcels));
         }
         let key = (to.host().to_owned(), first.identity);
-        let Some((mut turnstile, kept)) = self.writers.enter(key).await else {
-            return Ok(Some(parcels));
-        };
-        let mut writer = match kept {
-            Some(writer) => writer,
-            None => match self.connect_writer(&fabric, to, first.identity, &parcels[0]).await {
-                Ok(writer) => Box::new(writer),
+        loop {
+            let Some((mut turnstile, kept)) = self.writers.enter(key.clone()).await else {
+                return Ok(Some(parcels));
+            };
+            let mut writer = match kept {
+                Some(writer) => writer,
+                None => match self.connect_writer(&fabric, to, first.identity, &parcels[0]).await {
+                    Ok(writer) => Box::new(writer),
+                    Err(trouble) => {
+                        debug!(host = to.host(), %trouble, "no RDMA to this peer");
+                        turnstile.after = Some(Peering::None(Instant::now()));
+                        return Ok(Some(parcels));
+                    }
+                },
+            };
+            let remembered = writer.places.find(&parcels);
+            let is_remembered = remembered.is_some();
+            let targets = match remembered {
+                Some(targets) => Ok(targets),
+                None => self.ask_places(to, &parcels).await,
+            };
+            let targets = match targets {
+                Ok(targets) => targets,
                 Err(trouble) => {
-                    debug!(host = to.host(), %trouble, "no RDMA to this peer");
-                    turnstile.after = Some(Peering::None(Instant::now()));
-                    return Ok(Some(parcels));
+                    self.keep_writer(turnstile, writer);
+                    return Err(trouble);
                 }
-            },
-        };
-        let targets = self.ask_places(to, &parcels).await;
-        let targets = match targets {
-            Ok(targets) => targets,
-            Err(trouble) => {
-                turnstile.after = Some(Peering::Free(writer));
-                return Err(trouble);
+            };
+            match self.write(&mut writer, &parcels, &sources, &targets).await {
+                Ok(()) => {
+                    if !is_remembered {
+                        writer.places.remember(&parcels, &targets);
+                    }
+                    self.keep_writer(turnstile, writer);
+                    return Ok(None);
+                }
+                // Some buffer has ended since; whether there is another by its name the peer knows.
+                Err(Trouble::Unwritten(WorkStatus::REMOTE_ACCESS)) if is_remembered => {}
+                Err(trouble) => return Err(trouble),
             }
-        };
-        self.write(&mut writer, &parcels, &sources, &targets).await?;
-        turnstile.after = Some(Peering::Free(writer));
-        Ok(None)
+        }
+    }
+
+    /// Keeps a link that works, for a while.
+    fn keep_writer(self: &Rc<Self>, mut turnstile: Turnstile<'_>, writer: Box<Writer>) {
+        turnstile.after = Some(Peering::Free(Instant::now(), writer));
+        drop(turnstile);
+        self.want_sweeper();
     }
 
     /// Makes a link and connects it.
@@ -151,23 +218,31 @@ impl Shard {
         identity: Identity,
         parcel: &Parcel,
     ) -> Result<Writer, Trouble> {
-        let properties = self.ask(to, &asking::properties(parcel)).await?;
+        let mut held_by = self.new_link(to.peer()).await?;
+        let text = format!("[{}]", asking::properties(parcel));
+        let properties = self.ask_on(&mut held_by, to, &text).await??;
         if String::from_utf8_lossy(&properties).contains("ib_gid=None") {
             return Err(Trouble::Rdma("it has no RDMA".to_owned()));
         }
         let domain = fabric.domain(identity)?;
-        let mut link = Link::new(&domain, self.config.rdma_queue_pairs)?;
-        let addresses: Vec<Address> = link.addresses().collect();
-        for (pair, address) in addresses.into_iter().enumerate() {
-            // Shards and pairs have connections of their own.
-            let name = format!("{}#{}.{pair}", parcel.from_host(), self.home.0);
-            let answer = self.ask(to, &asking::connect(parcel, &name, address)).await?;
+        let link = Link::new(&domain, self.config.rdma_queue_pairs)?;
+        let mut peers = Vec::new();
+        for (pair, address) in link.addresses().enumerate() {
+            // Shards, identities and pairs have connections of their own.
+            let (shard, identity) = (self.home.0, identity.number());
+            let name = format!("{}#{shard}.{identity:x}.{pair}", parcel.from_host());
+            let text = format!("[{}]", asking::connect(parcel, &name, address));
+            let answer = self.ask_on(&mut held_by, to, &text).await??;
             let answer: &[u8; Address::BYTES] = answer.as_slice().try_into().map_err(|_| odd())?;
-            link.connect(pair, Address::from_bytes(answer)?)?;
+            peers.push(Address::from_bytes(answer)?);
         }
+        let connecting = link.connect_all(peers);
+        // Nobody cancels it but by dropping the task.
+        let _ = self.wait(&Cancel::default(), &WaitFor::Rdma(connecting.awaited())).await;
+        let link = connecting.take().ok_or_else(odd)??;
         let descriptor = link.descriptor().try_clone_to_owned()?;
         info!(host = to.host(), "connected by RDMA");
-        Ok(Writer { link, descriptor: Rc::new(descriptor) })
+        Ok(Writer { link, held_by, places: Places::default(), descriptor: Rc::new(descriptor) })
     }
 
     /// Where the destinations are, which have to be as long as the sources.
@@ -205,7 +280,7 @@ impl Shard {
         let cancel = Cancel::default();
         for source in sources {
             // Nobody cancels these but by dropping the task.
-            let _ = self.wait(&cancel, &WaitFor::Registration(source.promise.clone())).await;
+            let _ = self.wait(&cancel, &WaitFor::Rdma(source.promise.awaited())).await;
             if let Some((session, fence)) = source.after {
                 let _ = self.wait(&cancel, &WaitFor::Device { session, fence }).await;
             }
@@ -227,14 +302,14 @@ impl Shard {
     }
 
     /// Waits until all that a link has to write is written.
-    async fn drive(&self, Writer { link, descriptor }: &mut Writer) -> Result<(), Trouble> {
+    async fn drive(&self, Writer { link, descriptor, .. }: &mut Writer) -> Result<(), Trouble> {
         let silence_max = self.config.peer.silence_max;
         loop {
             let turn = link.turn()?;
             let failed = std::iter::from_fn(|| link.next_finished())
                 .fold(None, |failed, finished| failed.or(finished.outcome.err()));
             if let Some(status) = failed {
-                return Err(Trouble::Rdma(status.to_string()));
+                return Err(Trouble::Unwritten(status));
             }
             if turn == Turn::Idle {
                 return Ok(());

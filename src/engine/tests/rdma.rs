@@ -56,6 +56,21 @@ fn peer_gets_an_address_and_keeps_it_until_its_connection_ends() {
 }
 
 #[test]
+fn peer_of_a_session_of_another_shard_is_let_in_where_its_connection_is() {
+    let directory = Arc::new(Directory::default());
+    let mut there = Bench::with(Arc::clone(&directory), Home(1));
+    there.ok("GetProperties(session=$a)");
+    let (mut here, fabric) = (Bench::with(directory, Home(0)), NullFabric::default());
+    here.engine = here.engine.with_fabric(Box::new(fabric.clone()));
+    here.ok(&connect("a:1", 5));
+    assert_eq!(fabric.accepted(), 1);
+    there.ok("SessionFree(session=$a)");
+    assert_eq!(fabric.accepted(), 1, "others' sessions are reached through it too");
+    here.engine.release(Owner::Connection(1));
+    assert_eq!(fabric.accepted(), 0);
+}
+
+#[test]
 fn queue_pair_number_that_cannot_be_is_refused() {
     let (mut bench, fabric) = bench();
     let failure = bench.failure(&connect("a:1", 1 << 24));
@@ -144,6 +159,42 @@ fn registrations_are_begun_at_once_and_waited_for() {
     };
     assert_eq!(targets(output.as_bytes()).len(), 2);
     assert_eq!(fabric.registered(), 2);
+}
+
+#[test]
+fn peer_that_is_looked_for_is_waited_for_and_goes_with_its_connection() {
+    let (mut bench, fabric) = bench();
+    bench.ok("BufferAlloc(1, 100, $spec, session=$a)");
+    let earlier = bench.ok(&connect("a:1", 5));
+    fabric.hold();
+    let mut batch = parse(&connect("a:1", 6));
+    let Progress::Wait(wait) = bench.engine.advance(&mut batch, bench.now) else {
+        panic!("it is not there yet");
+    };
+    assert!(!bench.engine.is_over(&wait, bench.now));
+    let mut abandoned = parse(&connect("b:1", 7));
+    assert!(matches!(bench.engine.advance(&mut abandoned, bench.now), Progress::Wait(_)));
+    fabric.release();
+    assert!(bench.engine.is_over(&wait, bench.now));
+    assert_eq!(fabric.accepted(), 3, "the earlier one is there until the other is");
+    let Progress::Done(Reply::Ok(output)) = bench.engine.advance(&mut batch, bench.now) else {
+        panic!("it has come");
+    };
+    assert_ne!(output.as_bytes(), earlier);
+    assert_eq!(fabric.accepted(), 2);
+    drop(wait);
+    bench.engine.release(Owner::Connection(1));
+    assert_eq!(fabric.accepted(), 0);
+}
+
+#[test]
+fn peer_that_cannot_be_reached_leaves_the_earlier_connection() {
+    let (mut bench, fabric) = bench();
+    bench.ok(&connect("a:1", 5));
+    fabric.refuse();
+    let failure = bench.failure(&connect("a:1", 6));
+    assert!(failure.contains("this fabric was told to"), "{failure}");
+    assert_eq!(fabric.accepted(), 1);
 }
 
 #[test]
