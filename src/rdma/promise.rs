@@ -1,6 +1,6 @@
-//! What takes longer than a shard has, on threads that do nothing else: pinning memory takes time for
-//! each page, a tenth of a second for a gigabyte of small ones, and the kernel looks for a peer that is
-//! not there for a second.
+//! What takes longer than a shard has, on threads that do nothing else: pinning memory takes time
+//! for each page, a tenth of a second for a gigabyte of small ones, and the kernel looks for a peer
+//! that is not there for a second.
 //!
 //! Owns: [`Promise`] and those threads. Whoever drops a promise before it is kept has what was
 //! promised taken back by the thread, as soon as it is made.
