@@ -230,6 +230,10 @@ pub struct ShardLimits {
     /// Replies up to here are copied behind their heads and go out with the next receive. A copy of
     /// so much costs less than an entry into the kernel does.
     pub reply_copied_bytes_max: usize,
+    /// After how long without anything under way a shard has the allocator give freed memory back
+    /// to the system. It does so for what was freed a second ago or earlier; a client that pauses
+    /// for less finds the memory warm.
+    pub rest: Duration,
     /// How long a peer may take nothing of a reply, whether it is silent or says that it has no
     /// room. The stock client sends to all its servers before it reads from any, and is patient
     /// with each for 300 seconds: so a reply may lie unread for so long. A peer that is dead is
@@ -269,6 +273,7 @@ impl Default for ShardLimits {
             private_blob_bytes_max: 16 << 10,
             private_bytes_per_body_max: 1 << 20,
             reply_copied_bytes_max: 16 << 10,
+            rest: Duration::from_secs(2),
             send_pause_max: Duration::from_secs(360),
             send_piece_bytes: 4 << 20,
             staging_wait_max: Duration::from_secs(30),
@@ -282,6 +287,8 @@ impl ShardLimits {
     /// Connections beyond [`Self::connections_max`] that are told so at one time. Each has a
     /// descriptor for half a second at most.
     pub const TURNED_AWAY_MAX: usize = 64;
+    /// Above all sizes that the allocator keeps for the next allocation.
+    pub const UNKEPT_BYTES: usize = 64 << 20;
 }
 
 /// Limits of errands to other servers. See `shard::peer`.

@@ -17,6 +17,7 @@ use crate::pick::Pick;
 use crate::rig::{at_rest, seed, seeded, threads};
 use crate::soaker::{Counts, Target, episode};
 use crate::support::holdings::{Holdings, children_of, resident_bytes};
+use crate::support::wait::wait_until;
 use crate::support::{Server, scratch_file};
 
 const TOKENS: [&str; 2] = ["ann-0123456789abcdefghijklmnop", "bob-0123456789abcdefghijklmnop"];
@@ -65,6 +66,8 @@ struct Soak<'s> {
     counts: Counts,
     /// Held for reading by whoever is connected.
     open: RwLock<()>,
+    /// For how long the memory has to be the same before it counts as memory at rest.
+    settles_in: Duration,
     is_over: AtomicBool,
     peak_bytes: AtomicU64,
 }
@@ -134,7 +137,7 @@ impl Soak<'_> {
 
     fn sample(&self, begun: Instant) -> Sample {
         let _closed = self.open.write().unwrap();
-        let holdings = at_rest(self.server);
+        let holdings = self.settled();
         let minutes = begun.elapsed().as_secs_f64() / 60.0;
         let sample = Sample { minutes, holdings, threads: threads(self.server) };
         println!(
@@ -142,6 +145,20 @@ impl Soak<'_> {
             sample.holdings, sample.threads, self.counts
         );
         sample
+    }
+
+    /// What the server holds once it has given back what it is not going to use.
+    fn settled(&self) -> Holdings {
+        let mut last = at_rest(self.server);
+        wait_until("the memory stays the same", || {
+            // The span that is looked at.
+            std::thread::sleep(self.settles_in);
+            let now = Holdings::of(self.server.pid());
+            let is_settled = now.memory_bytes == last.memory_bytes || self.settles_in.is_zero();
+            last = now;
+            is_settled
+        });
+        last
     }
 
     /// A session that nobody ended would be missed here.
@@ -170,7 +187,7 @@ fn kill_worker(server: u32, child: &str) -> Option<()> {
     pidfd_send_signal(&handle, Signal::KILL).ok()
 }
 
-fn soak(clients: u64, time: Duration, every: Duration, test: &str) {
+fn soak(clients: u64, time: Duration, every: Duration, settles_in: Duration, test: &str) {
     let key = Private::new(&fs::read_to_string(certificate("server.key")).unwrap());
     let tokens = Private::new(&format!("ann {}\nbob {}\n", TOKENS[0], TOKENS[1]));
     let server = Server::builder()
@@ -189,6 +206,7 @@ fn soak(clients: u64, time: Duration, every: Duration, test: &str) {
         target,
         counts: Counts::default(),
         open: RwLock::default(),
+        settles_in,
         is_over: AtomicBool::default(),
         peak_bytes: AtomicU64::default(),
     };
@@ -244,7 +262,7 @@ fn slope_of_points_on_a_line_is_the_lines() {
 
 #[test]
 fn clients_that_mix_all_commands_get_what_they_ask_for() {
-    soak(12, Duration::from_secs(6), Duration::from_secs(2), "mix");
+    soak(12, Duration::from_secs(6), Duration::from_secs(2), Duration::ZERO, "mix");
 }
 
 #[test]
@@ -253,5 +271,6 @@ fn soak_of_many_clients_stays_flat() {
     let minutes = std::env::var("OUTBOARD_SOAK_MINUTES");
     let minutes: f64 = minutes.map_or(20.0, |minutes| minutes.parse().unwrap());
     let time = Duration::from_secs_f64(minutes * 60.0);
-    soak(64, time, Duration::from_secs(20).min(time / 6), "soak -- --ignored");
+    let every = Duration::from_secs(20).min(time / 6);
+    soak(64, time, every, Duration::from_secs(3), "soak -- --ignored");
 }
