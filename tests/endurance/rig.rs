@@ -78,10 +78,22 @@ pub(crate) fn at_rest(server: &Server) -> Holdings {
     Holdings::of(server.pid())
 }
 
-/// Threads of a server, but for the compilers', which come as sources do, up to a limit.
+/// How many threads there are, without those that compile: they are at most so many, start when they
+/// are needed, and stay.
 pub(crate) fn threads(server: &Server) -> usize {
-    let names = read_of_tasks(server.pid(), "comm");
-    names.iter().filter(|name| name.trim_end() != "compile").count()
+    read_of_tasks(server.pid(), "comm").iter().filter(|name| name.trim() != "compile").count()
+}
+
+/// What each of the server's threads does: its name, its state (`t` is one that a debugger holds) and
+/// where in the kernel it waits.
+pub(crate) fn doings(server: &Server) -> Vec<String> {
+    let [stats, places] = ["stat", "wchan"].map(|file| read_of_tasks(server.pid(), file));
+    let name_and_state = |stat: &String| {
+        let (name, rest) = stat.rsplit_once(')').unwrap_or((stat, ""));
+        format!("{}: {}", name.rsplit('(').next().unwrap_or(""), &rest[..rest.len().min(2)])
+    };
+    let all = stats.iter().zip(&places);
+    all.map(|(stat, place)| format!("{} {place}", name_and_state(stat))).collect()
 }
 
 /// Does `warm` and then `all` of something, and checks that the server holds no more after the

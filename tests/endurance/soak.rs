@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::link::{Link, certificate};
 use crate::pick::Pick;
-use crate::rig::{at_rest, seed, seeded, threads};
+use crate::rig::{at_rest, doings, seed, seeded, threads};
 use crate::soaker::{Counts, Target, episode};
 use crate::support::holdings::{Holdings, children_of, resident_bytes};
 use crate::support::wait::wait_until;
@@ -72,13 +72,15 @@ struct Soak<'s> {
     peak_bytes: AtomicU64,
 }
 
-/// Ends all when one client has found a fault.
-struct Stop<'s>(&'s AtomicBool);
+/// Ends all when one client has found a fault, and says what the server does then.
+struct Stop<'s>(&'s Soak<'s>);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.store(true, Ordering::Relaxed);
+        if std::thread::panicking() && !self.0.is_over.swap(true, Ordering::Relaxed) {
+            for doing in doings(self.0.server) {
+                eprintln!("  {doing}");
+            }
         }
     }
 }
@@ -89,7 +91,7 @@ impl Soak<'_> {
     }
 
     fn client(&self, client: u64, test: &str) {
-        let _stop = Stop(&self.is_over);
+        let _stop = Stop(self);
         for round in 0.. {
             if self.is_over() {
                 return;
@@ -216,7 +218,7 @@ fn soak(clients: u64, time: Duration, every: Duration, settles_in: Duration, tes
             scope.spawn(move || soak.client(client, test));
         }
         scope.spawn(|| soak.kill_workers(Pick::Seed(seed())));
-        let _stop = Stop(&soak.is_over);
+        let _stop = Stop(&soak);
         soak.samples(time, every)
     });
     let (killed, lost) = (&soak.counts.workers_killed, &soak.counts.losses);
