@@ -77,8 +77,10 @@
 //! 32. Waiting for what nobody sets: `wait_for_an_event_that_nobody_sets_ends_with_an_error`,
 //!     `wait_for_what_nobody_sets_ends_in_time`.
 //! 33. A flood of events: `events_beyond_the_limit_are_refused_until_some_are_waited_for`.
-//! 34. Two servers whose clients wait for each other: `wait_for_what_nobody_sets_ends_in_time`,
-//!     `host_of_a_session_key_is_never_connected_to`.
+//! 34. Two servers that wait for each other: `wait_for_what_nobody_sets_ends_in_time`,
+//!     `host_of_a_session_key_is_never_connected_to`,
+//!     `servers_that_wait_for_each_other_end_in_time_and_serve_on`,
+//!     `servers_whose_staging_memory_is_full_copy_to_each_other_all_the_same`.
 //! 35. Sources that include files: `source_that_includes_a_file_learns_nothing`,
 //!     `source_that_reads_files_is_refused_before_the_compiler`,
 //!     `source_that_reads_files_is_refused_before_the_library`,

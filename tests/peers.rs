@@ -123,6 +123,60 @@ fn event_of_the_other_server_ends_a_wait_that_began_before_or_after_it() {
 }
 
 #[test]
+fn servers_that_wait_for_each_other_end_in_time_and_serve_on() {
+    let [a, b] = [(); 2].map(|()| Server::builder().arg("--wait-timeout=1").start());
+    let mut pair = Pair::of(&a, &b);
+    pair.alloc(16, 16);
+    let Pair { near, far } = &mut pair;
+    let begun = Instant::now();
+    // What each waits for comes behind what the other waits for.
+    let batches = [
+        [wait(near, 1), transfer(near, far), event(near, far, 1)],
+        [wait(far, 1), transfer(far, near), event(far, near, 1)],
+    ];
+    near.send(&batches[0], &[]);
+    far.send(&batches[1], &[]);
+    let replies = [near.receive(), far.receive()];
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    // What the first to give up does next may reach the other in time.
+    let failures: Vec<String> = replies
+        .into_iter()
+        .filter(|reply| reply.status != 200)
+        .map(|reply| reply.failure())
+        .collect();
+    assert!(!failures.is_empty(), "neither had to give up");
+    for failure in &failures {
+        assert!(failure.contains("nobody set event 1 within 1s"), "{failure}");
+    }
+    let data = pattern(16);
+    near.batch(&[near.copy_in(1, &data), transfer(near, far), event(near, far, 2)], &[&data]).ok();
+    assert_eq!(far.batch(&[wait(far, 2), far.copy_out(1)], &[]).ok(), data);
+}
+
+#[test]
+fn servers_whose_staging_memory_is_full_copy_to_each_other_all_the_same() {
+    let [a, b] = [(); 2].map(|()| Server::builder().arg("--staging-memory=1M").start());
+    let mut pair = Pair::of(&a, &b);
+    let bytes = 24 << 20;
+    pair.alloc(bytes, bytes);
+    let Pair { near, far } = &mut pair;
+    let (ones, twos) = (vec![1; 24 << 20], vec![2; 24 << 20]);
+    near.batch(&[near.copy_in(1, &ones), near.alloc(2, bytes)], &[&ones]).ok();
+    far.batch(&[far.copy_in(1, &twos), far.alloc(2, bytes)], &[&twos]).ok();
+    let to_second =
+        |from: &Client, to: &Client| transfer(from, to).replace("dbuffer_num=1", "dbuffer_num=2");
+    for _ in 0..3 {
+        let batches = [to_second(near, far), to_second(far, near)];
+        near.send(&[batches[0].clone()], &[]);
+        far.send(&[batches[1].clone()], &[]);
+        near.receive().ok();
+        far.receive().ok();
+    }
+    assert!(near.batch(&[near.copy_out(2)], &[]).ok() == twos);
+    assert!(far.batch(&[far.copy_out(2)], &[]).ok() == ones);
+}
+
+#[test]
 fn event_for_the_other_server_waits_for_all_work_of_its_client() {
     let (a, b) = (Server::start(), Server::start());
     let mut pair = Pair::of(&a, &b);

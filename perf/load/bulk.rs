@@ -8,13 +8,16 @@ use serde_json::json;
 
 use crate::client::{self, Client, list};
 use crate::process::MemoryWatch;
-use crate::{Result, Results, Setting, median, repeated};
+use crate::{Result, Results, Setting, median, repeated, report_times};
 
 pub(crate) const MIB: usize = 1 << 20;
 /// Of one bulk copy: far beyond caches and socket buffers.
 pub(crate) const BULK_BYTES: usize = 256 * MIB;
 /// The buffer that is copied to and from.
 const BUFFER: usize = 100;
+/// A small one.
+const SMALL: usize = 101;
+const SMALL_BYTES: usize = 4 << 10;
 /// What a long upload is written in.
 const PIECE_BYTES: usize = 16 * MIB;
 
@@ -127,7 +130,41 @@ pub(crate) fn transfer(setting: &Setting, to: SocketAddr) -> Result<Results> {
     };
     report("transfer_256_mib_first_gbs", first);
     report("transfer_256_mib_gbs", median(&mut times));
+    small_transfers(&mut near, &mut far, setting, &mut results)?;
     Ok(results)
+}
+
+/// One small copy after the other, each beside a batch without commands to the server that sends.
+fn small_transfers(
+    near: &mut Client,
+    far: &mut Client,
+    setting: &Setting,
+    results: &mut Results,
+) -> Result<()> {
+    let (near_session, far_session) = (near.session.clone(), far.session.clone());
+    for (client, session) in [(&mut *near, &near_session), (far, &far_session)] {
+        let alloc = client.batch(&list(&[client::buffer_alloc(session, SMALL, SMALL_BYTES)]));
+        client.request(&alloc)?;
+    }
+    let transfer = near.batch(&list(&[format!(
+        "Transfer(session={near_session}, buffer_num={SMALL}, dsession={far_session}, \
+         dbuffer_num={SMALL})"
+    )]));
+    let empty = near.batch("[]");
+    let (mut copies, mut round_trips) = (Vec::new(), Vec::new());
+    for turn in 0..setting.counts.round_trips {
+        for (request, times) in [(&transfer, &mut copies), (&empty, &mut round_trips)] {
+            let began = Instant::now();
+            near.request(request)?;
+            // The first ones open connections.
+            if turn >= setting.counts.round_trips / 10 {
+                times.push(began.elapsed());
+            }
+        }
+    }
+    report_times("transfer_4_kib", &mut copies, results);
+    report_times("round_trip", &mut round_trips, results);
+    Ok(())
 }
 
 /// One blob of many gigabytes into a buffer of that size, read back and compared, while the

@@ -452,7 +452,7 @@ impl<'t> Batch<'t> {
         self.is_read |= matches!(work, Work::Copies(_));
         self.errands += 1;
         self.next += 1;
-        Errand::new(index, to, work)
+        Errand::new(index, self.owner, to, work)
     }
 
     /// Whether nothing more can be done before errands are back.

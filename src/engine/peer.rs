@@ -28,6 +28,8 @@ pub struct Errand {
     pub index: usize,
     /// The other server, as clients name it.
     pub host: String,
+    /// The connection whose batch asks for it.
+    pub owner: Owner,
     /// A session that the work is for, in words that fit a line; see [`Engine::route`].
     pub route: String,
     pub work: Work,
@@ -82,7 +84,7 @@ impl Parcel {
 }
 
 impl Errand {
-    pub(super) fn new(index: usize, to: SessionKey<'_>, work: Work) -> Errand {
+    pub(super) fn new(index: usize, owner: Owner, to: SessionKey<'_>, work: Work) -> Errand {
         let fits =
             |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
         let has_route =
@@ -91,7 +93,7 @@ impl Errand {
             true => format!("{} {} {}", to.idx, to.host, to.nonce),
             false => String::new(),
         };
-        Errand { index, host: to.host.into_owned(), route, work }
+        Errand { index, host: to.host.into_owned(), owner, route, work }
     }
 }
 

@@ -319,7 +319,7 @@ impl Connection {
         {
             return Err(Unanswered::Moves(place));
         }
-        self.shard.crowd.note(self.owner, Instant::now());
+        self.shard.crowd.note(self.works_for(), Instant::now());
         self.entry.in_batch.set(true);
         let reply = self.shard.run(&self.entry.cancel, &mut batch).await;
         self.entry.in_batch.set(false);
@@ -451,6 +451,12 @@ impl Connection {
         found.filter(|found| !stays || matches!(found, Route::Here(_)))
     }
 
+    /// The client's connection whose work this is: what a peer brings for a client is that one's,
+    /// and does not make way for it.
+    fn works_for(&self) -> Owner {
+        self.client.unwrap_or(self.owner)
+    }
+
     /// The staging memory of whoever the request is for: a client's connection has its own, which
     /// peers use for that client. Where it is not known who that is, no other request has it.
     fn staging(&self) -> Heap {
@@ -470,7 +476,7 @@ impl Connection {
         let staging = self.staging();
         let mut body = Body::new(&shard.config, &staging, length, hash);
         loop {
-            let slice_bytes = shard.piece(self.owner, shard.config.shard.io_slice_bytes);
+            let slice_bytes = shard.piece(self.works_for(), shard.config.shard.io_slice_bytes);
             if let Err(error) = self.find_room(&mut body).await {
                 return Ok(bad_body(&error));
             }

@@ -141,12 +141,12 @@ pub(super) async fn connect(
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive_idle))?;
-    let fd = Rc::new(OwnedFd::from(socket));
-    reactor.ring().connect(&fd, address).await.result?;
     let copies = address.ip().to_canonical().is_loopback();
     if copies {
-        do_not_pace(&SockRef::from(&*fd));
+        do_not_pace(&SockRef::from(&socket));
     }
+    let fd = Rc::new(OwnedFd::from(socket));
+    reactor.ring().connect(&fd, address).await.result?;
     Ok(Socket { peer: Some(address.ip()), ..Socket::with(reactor, fd, !copies) })
 }
 

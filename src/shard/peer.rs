@@ -28,7 +28,7 @@ use super::connection::{Unreadable, Unsent};
 use super::io::{Received, Socket, connect};
 use crate::blob::Digest;
 use crate::config::{HttpLimits, PeerLimits};
-use crate::engine::{Batch, Cause, Errand, Owner, Parcel, WaitFor, Work};
+use crate::engine::{Batch, Cause, Errand, Output, Owner, Parcel, WaitFor, Work};
 use crate::http::{Replies, ReplyError, ReplyEvent};
 use crate::identity::Peer;
 use crate::rdma::WorkStatus;
@@ -196,8 +196,8 @@ impl Errands {
         while self.0.len() >= PeerLimits::ERRANDS_PER_BATCH_MAX {
             self.join_first(cancel, batch).await?;
         }
-        let Errand { index, host, route, work } = errand;
-        let task = Rc::clone(shard).run_errand(host, route, work);
+        let index = errand.index;
+        let task = Rc::clone(shard).run_errand(errand);
         self.0.push_back((index, shard.reactor.spawn(task)));
         Ok(())
     }
@@ -228,19 +228,15 @@ impl Errands {
 }
 
 impl Shard {
-    async fn run_errand(
-        self: Rc<Self>,
-        host: String,
-        route: String,
-        work: Work,
-    ) -> Result<(), Cause> {
+    async fn run_errand(self: Rc<Self>, errand: Errand) -> Result<(), Cause> {
+        let Errand { host, owner, route, work, .. } = errand;
         self.waits.want_ticks();
         let Some(peer) = self.config.peers.find(&host) else {
             return Err(Cause::PeerUnknown { host });
         };
         let to = To { peer: &peer, route: &route };
         let outcome = match work {
-            Work::Copies(parcels) => self.copy_to(to, parcels).await,
+            Work::Copies(parcels) => self.copy_to(to, owner, parcels).await,
             Work::Event { text, after } => {
                 for (session, fence) in &after {
                     let wait = WaitFor::Device { session: *session, fence: *fence };
@@ -294,7 +290,12 @@ impl Shard {
     }
 
     /// Sends buffers, and waits until the peer has taken them.
-    async fn copy_to(self: &Rc<Self>, to: To<'_>, parcels: Vec<Parcel>) -> Result<(), Trouble> {
+    async fn copy_to(
+        self: &Rc<Self>,
+        to: To<'_>,
+        owner: Owner,
+        parcels: Vec<Parcel>,
+    ) -> Result<(), Trouble> {
         let Some(parcels) = self.write_to(to, parcels).await? else { return Ok(()) };
         let (seat, mut link) = self.link_to(to.peer, Lane::Copies).await?;
         let (mut answers, mut outcome) = (0, Ok(()));
@@ -309,7 +310,7 @@ impl Shard {
                 bytes += next.bytes;
                 group.push(next);
             }
-            if let Err(trouble) = self.send_copies(&mut link, to, group).await {
+            if let Err(trouble) = self.send_copies(&mut link, to, owner, group).await {
                 // A peer that refuses a request may say why before it hangs up.
                 let said = self.receive_reply(&mut link).await;
                 return Err(said.ok().and_then(Result::err).unwrap_or(trouble));
@@ -327,29 +328,52 @@ impl Shard {
         outcome
     }
 
-    /// Sends one request. The text, which comes last, goes out with the next receive.
+    /// Sends one request. The text, which comes last, goes out with the next receive, and so do
+    /// small buffers, so that the peer hears of all of it at once.
     async fn send_copies(
         &self,
         link: &mut Link,
         to: To<'_>,
+        owner: Owner,
         group: Vec<Parcel>,
     ) -> Result<(), Trouble> {
         let commands: Vec<&str> = group.iter().map(|parcel| parcel.command.as_str()).collect();
         let text = format!("[{}]", commands.join(", "));
         let blobs: u64 = group.iter().map(|parcel| BLOB_HEAD_BYTES + parcel.bytes).sum();
         let mut request = to.head(blobs + BLOB_HEAD_BYTES + text.len() as u64);
+        let cancel = Cancel::default();
         for parcel in group {
             put_blob_head(&mut request, parcel.name, parcel.bytes);
+            if parcel.bytes <= self.config.shard.reply_copied_bytes_max as u64 {
+                self.append_output(&cancel, parcel.output, &mut request).await?;
+                continue;
+            }
             link.socket.cork(std::mem::take(&mut request));
             let pause_max = Some(self.config.peer.silence_max);
-            let cancel = Cancel::default();
-            let (socket, owner) = (&mut link.socket, Owner::Shard);
+            let socket = &mut link.socket;
             self.send_output(socket, owner, &cancel, parcel.output, pause_max).await?;
         }
         put_blob_head(&mut request, Digest([0xff; 32]), text.len() as u64);
         request.extend_from_slice(text.as_bytes());
         link.socket.cork(request);
         Ok(())
+    }
+
+    /// Reads all of an output.
+    async fn append_output(
+        &self,
+        cancel: &Cancel,
+        output: Output,
+        to: &mut Vec<u8>,
+    ) -> Result<(), Unsent> {
+        let mut output = output;
+        loop {
+            to.extend_from_slice(output.as_bytes());
+            let Some(rest) = output.take_rest() else { return Ok(()) };
+            let reading = self.engine.borrow_mut().read_on(rest);
+            let reading = reading.map_err(|cause| Unsent::Output(cause.into()))?;
+            output = self.read(cancel, reading).await.map_err(Unsent::Output)?;
+        }
     }
 
     /// What the peer says to the next request, whose rest goes out first: the inner error leaves

@@ -20,7 +20,7 @@ fn event_of_another_host_comes_after_all_devices_of_its_client() {
     let text = format!("{EXEC}, Event({FAR}, 7, session=$b), BufferAlloc(2, 4, $spec, session=$b)");
     let mut batch = parse(&text);
     let Progress::Peer(errand) = bench.engine.advance(&mut batch, bench.now) else { panic!() };
-    let Errand { index: 1, host, route, work: Work::Event { text, after } } = errand else {
+    let Errand { index: 1, host, route, work: Work::Event { text, after }, .. } = errand else {
         panic!()
     };
     assert_eq!((&host[..], &route[..]), ("far:1", "3 far:1 n"));
