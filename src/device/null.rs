@@ -53,6 +53,9 @@ impl NullPlatform {
     }
 }
 
+/// A copy from a device that is kept apart, in one call: so little that nearly all take several.
+const APART_BYTES_MAX: u64 = 2;
+
 impl Platform for NullPlatform {
     fn name(&self) -> &'static str {
         "NULL"
@@ -443,7 +446,12 @@ impl Device for NullDevice {
 
     fn copy(&mut self, to: Span<'_>, from: Span<'_>) -> Result<Fence, DeviceError> {
         self.ready()?;
+        assert!(to.bytes() <= self.copy_bytes_max(from.region), "a copy in one go");
         Ok(self.enqueue([Work::Copy { to: Part::of(&to), from: Part::of(&from) }]))
+    }
+
+    fn copy_bytes_max(&self, from: &Region) -> u64 {
+        if self.reaches(from) { u64::MAX } else { APART_BYTES_MAX }
     }
 
     fn read(&mut self, of: Span<'_>) -> Result<(Fence, HostBytes), DeviceError> {

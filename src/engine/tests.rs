@@ -5,6 +5,7 @@ mod graphs;
 mod peers;
 mod quotas;
 mod rdma;
+mod transfers;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Copies between two sessions' buffers.
 //!
-//! Owns: [`Copying`], a copy of which a part is queued: where memory goes through the host, a device
-//! takes long copies in parts.
+//! Owns: [`Copying`], a copy of which a part is queued: where bytes go through the host's memory, a
+//! device takes long copies in parts.
 
 use super::batch::Pending;
 use super::buffer::Buffer;

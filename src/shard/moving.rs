@@ -9,8 +9,8 @@
 //! A request that brought data is answered where its data has landed, and the connection stays. So
 //! it does where the other shard serves as many as it may.
 //!
-//! Owns: [`Nodes`] (which shard is next to which memory), [`Places`] (how many each serves). Absent: the queues between shards
-//! (`mesh`), what travels (`connection`).
+//! Owns: [`Nodes`] (which shard is next to which memory), [`Places`] (how many connections each
+//! shard serves). Absent: the queues between shards (`mesh`), what travels (`connection`).
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -130,8 +130,9 @@ fn pass(
 ) -> Result<(), Stop> {
     let context = Arc::clone(&reach.context);
     let theirs = |trouble: Trouble| {
-        let (what, why) = ("copy from another device", context.meaning(trouble).to_string());
-        Stop::Error(DeviceError::Failed { what, why })
+        let words = context.driver().describe(trouble.code);
+        let why = format!("{} at that device's end: {words}", trouble.what);
+        Stop::Error(DeviceError::Failed { what: "copy from another device", why })
     };
     let relay = relay_for(reach, reader).map_err(theirs)?;
     if relay.astray.is_some() {
