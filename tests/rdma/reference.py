@@ -27,9 +27,10 @@ LONG = 32 << 20
 class Host:
     """One server, as a client names it."""
 
-    def __init__(self, port):
+    def __init__(self, port, nonce=NONCE):
+        self.port = port
         self.name = f"127.0.0.1:{port}"
-        self.session = f"SessionKey(host='{self.name}', idx=0, nonce='{NONCE}')"
+        self.session = f"SessionKey(host='{self.name}', idx=0, nonce='{nonce}')"
         self.connection = http.client.HTTPConnection(self.name, timeout=120)
 
     def run(self, *commands, blobs=()):
@@ -46,6 +47,14 @@ class Host:
         reply = response.read()
         assert response.status == 200, (self.name, response.status, reply)
         return reply
+
+    def another(self):
+        """Another client of the same server."""
+        return Host(self.port, os.urandom(16).hex())
+
+    def end(self):
+        self.run("SessionFree(")
+        self.connection.close()
 
     def wait(self):
         for _ in range(1200):
@@ -92,11 +101,19 @@ def check(theirs, ours):
     assert whole == expected, "a view has other bytes, or others were written"
 
 
-def resources(kind):
-    """How many of a kind the kernel counts for our server's device."""
+def resources(kind, device="rxe1"):
+    """How many of a kind the kernel counts for a device, which is our server's."""
     shown = subprocess.run(["rdma", "resource", "show"], capture_output=True, text=True).stdout
-    words = next(line for line in shown.splitlines() if "rxe1" in line).split()
+    words = next(line for line in shown.splitlines() if device in line).split()
     return int(words[words.index(kind) + 1])
+
+
+def wait_until(holds, what):
+    begin = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begin < 60, f"never happened: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - begin
 
 
 def check_death(theirs, ours, reference, idle):
