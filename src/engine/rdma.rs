@@ -2,8 +2,8 @@
 //!
 //! A registration belongs to a buffer's number and covers its bytes and no more: of a view, the
 //! view's. It keeps the memory where it is, so a blob that fills the buffer is copied from then on,
-//! and ends with the number. A connection belongs to the HTTP connection that asked for it, and ends
-//! with that: it is made on the shard where that is served, whichever has the session that is
+//! and ends with the number. A connection belongs to the HTTP connection that asked for it, and
+//! ends with that: it is made on the shard where that is served, whichever has the session that is
 //! named, since it reaches whatever the session's identity has on any shard. A peer that connects
 //! again under the same name takes the place of its earlier connection, as on the reference server.
 //!

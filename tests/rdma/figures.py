@@ -112,8 +112,9 @@ def long_write(source, sink, servers):
     share = statistics.median(ours) / statistics.median(theirs)
     user, kernel = (statistics.median(each) for each in zip(*shares))
     print(
-        f"FIGURE {LONG >> 20} MiB by BatchTransfer, messages of 1 MiB: {statistics.median(ours):.1f} MB/s, "
-        f"{share:.2f} of ib_write_bw ({statistics.median(theirs):.1f}); each {show(ours)}, {show(theirs)}"
+        f"FIGURE {LONG >> 20} MiB by BatchTransfer, messages of 1 MiB: "
+        f"{statistics.median(ours):.1f} MB/s, {share:.2f} of ib_write_bw "
+        f"({statistics.median(theirs):.1f}); each {show(ours)}, {show(theirs)}"
     )
     print(
         f"FIGURE the busier server meanwhile: {user * 100:.2f} % of a processor in user mode, "
