@@ -37,6 +37,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use tracing::info;
@@ -260,11 +261,17 @@ impl Admission {
     }
 }
 
-/// An executor as all shards have it. It never parks, since the driver is always runnable; its
-/// defaults are kept, since with others it parks even so.
+/// An executor as all shards have it. It never parks, since the driver is always runnable, and it
+/// never leaves the tasks for its own rings, which nobody uses. If the time for that is over before
+/// it comes to the tasks, because its thread had no core for so long, it takes them for none and
+/// parks for good: by default that are 100 milliseconds, which happens on a machine that has many
+/// other things to do.
 fn executor(placement: Placement) -> LocalExecutorBuilder {
-    LocalExecutorBuilder::new(placement).ring_depth(RING_DEPTH)
+    LocalExecutorBuilder::new(placement).ring_depth(RING_DEPTH).preempt_timer(NEVER)
 }
+
+/// A time that no server runs.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Whether this machine lets an executor start: what is in the way, and the remedy.
 ///

@@ -1,6 +1,6 @@
 //! What the shards rely on in their driver and their ring, and that neither of the executor's two
-//! traps can be sprung: it may park while tasks are runnable, and it may not look at its sockets
-//! while tasks are.
+//! traps can be sprung: it may park while tasks are runnable, which it does where it wants to leave
+//! them before it has run any, and it may not look at its sockets while tasks are.
 
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
@@ -86,6 +86,15 @@ fn executor_with_runnable_tasks_does_not_park() {
         for task in tasks {
             task.await;
         }
+    });
+}
+
+#[test]
+fn executor_never_wants_to_leave_its_tasks() {
+    run(RingLimits::default(), "the executor's own timer ran out", |_| async {
+        // Longer than an executor's tasks run by default before it looks at its own rings.
+        work(Duration::from_millis(300));
+        assert!(!glommio::executor().need_preempt());
     });
 }
 
