@@ -9,8 +9,8 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug)]
 pub struct WireLimits {
     /// Bytes of one batch's command text. The longest recorded from tinygrad's own tests is
-    /// 1.07 MB (5,249 commands). A long graph is one command, which is parsed in one go, at an
-    /// eighth of 2.5 GB/s: this bounds how long others wait.
+    /// 1.07 MB (5,249 commands). A command that is not spelled as the stock client does it is read
+    /// in one go, at an eighth of 2.5 GB/s: this bounds how long others wait.
     pub text_bytes_max: usize,
     /// Commands of one batch. The largest recorded batch has 5,249.
     pub commands_max: usize,
@@ -104,8 +104,8 @@ pub struct EngineLimits {
     pub compilations_per_identity_max: usize,
     /// Events of one session that are set and not waited for yet.
     pub events_per_session_max: usize,
-    /// Items of a graph that are sorted before others get their turn, for the same reason as
-    /// [`Self::commands_per_slice`].
+    /// Items of a graph that are sorted before others get their turn: at half a microsecond each,
+    /// this bounds the delay of others to less than 100 microseconds.
     pub graph_items_per_slice: usize,
     /// Kernels and copies, or inputs, of one graph.
     pub graph_nodes_max: usize,
@@ -131,7 +131,8 @@ pub struct EngineLimits {
     pub sessions_per_identity_max: usize,
     /// Bytes of command text that are read before others get their turn: at 2.5 GB/s, or an eighth
     /// of that where it is not the stock client's spelling, this bounds their delay to 50 or 400
-    /// microseconds. One command is read in one go.
+    /// microseconds. One command is read in one go, unless it is a graph in the stock client's
+    /// spelling.
     pub text_slice_bytes: usize,
     /// Length of a program's source. The longest that tinygrad's tests produce has 300 KB.
     pub source_bytes_max: u64,
@@ -148,7 +149,7 @@ impl Default for EngineLimits {
             compilations_ahead_max: 32,
             compilations_per_identity_max: 512,
             events_per_session_max: 1 << 16,
-            graph_items_per_slice: 512,
+            graph_items_per_slice: 128,
             graph_nodes_max: 1 << 16,
             graphs_per_session_max: 1 << 16,
             memory_per_identity_bytes_max: u64::MAX,
@@ -170,6 +171,9 @@ impl EngineLimits {
     pub const BATCH_BYTES_KEPT_MAX: usize = 4 << 20;
     /// The same, for the sessions that a batch names.
     pub const BATCH_SESSIONS_KEPT_MAX: usize = 1 << 10;
+    /// Steps of a graph that its device records in one go, and runs as one. Recording so many takes
+    /// some 400 microseconds; the graphs of most models have fewer.
+    pub const GRAPH_SECTION_STEPS_MAX: usize = 2 << 10;
     /// How often one batch may linger for a device, see [`DeviceLimits::LINGER`]: it holds the core
     /// meanwhile.
     pub const LINGERS_PER_BATCH_MAX: u32 = 16;

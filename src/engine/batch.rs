@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::buffer::Buffer;
-use super::graph::{Building, Running, Sorting};
+use super::graph::{Building, GraphState, Running, Sorting};
 use super::program::{Compilation, ProgramKey};
 use super::session::{Home, Owner, SessionId};
 use super::transfer::Copying;
@@ -179,6 +179,7 @@ pub(super) enum Pending {
     Ending { session: SessionId },
     Event { session: SessionId, event: EventNumber, until: Instant },
     GraphBuild(Box<Building>),
+    GraphDrop(Box<GraphState>),
     GraphRun(Box<Running>),
     GraphSort(Box<Sorting>),
     Load { session: SessionId, key: ProgramKey, program: Program, fence: Fence },

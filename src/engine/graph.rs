@@ -4,8 +4,8 @@
 //! order. They are sorted into [`Turn`]s of the devices that take part: sections, each a graph of
 //! one device and one submission to it, and between them signals and waits where a copy goes from
 //! one device to another, which is a turn of its own where a graph cannot reach so far. A graph of
-//! one device is one section. A graph keeps the buffers and
-//! programs that it uses.
+//! one device is one section, unless it is long. A graph keeps the buffers and programs that it
+//! uses.
 //!
 //! A run takes the turns in their order. Each comes after all that it waits for, so a run may stop
 //! between two of them until there is room, and a device never waits for what nobody has queued.
@@ -241,7 +241,7 @@ impl Engine {
                 };
                 let recorded = with_steps(&section.steps, |steps| device.build_graph(steps))?;
                 section.graph = Some(recorded);
-                left -= 1;
+                left = left.saturating_sub(section.steps.len());
             }
             *next += 1;
         }
@@ -262,9 +262,27 @@ impl Engine {
 
     pub(super) fn graph_free(&mut self, at: SessionId, graph: GraphNumber) -> Result<Step, Stop> {
         let session = self.get_mut(at)?;
-        let known =
-            session.graphs.remove(&graph).is_some() || session.forget_missing(&Thing::Graph(graph));
-        if known { DONE } else { Err(Cause::GraphUnknown { graph: graph.0 }.into()) }
+        if let Some(graph) = session.graphs.remove(&graph) {
+            // Where it runs, who runs it drops it.
+            return Rc::try_unwrap(graph).map_or(DONE, |graph| self.graph_drop(Box::new(graph)));
+        }
+        match session.forget_missing(&Thing::Graph(graph)) {
+            true => DONE,
+            false => Err(Cause::GraphUnknown { graph: graph.0 }.into()),
+        }
+    }
+
+    /// Drops a graph, some sections at a time.
+    pub(super) fn graph_drop(&self, mut graph: Box<GraphState>) -> Result<Step, Stop> {
+        let mut left = self.limits.commands_per_slice;
+        while let Some(turn) = graph.turns.pop() {
+            let steps = if let Turn::Section(section) = &turn { section.steps.len() } else { 1 };
+            left = left.saturating_sub(steps);
+            if left == 0 && !graph.turns.is_empty() {
+                return Ok(Step::Pause(Pending::GraphDrop(graph)));
+            }
+        }
+        DONE
     }
 
     pub(super) fn graph_exec(

@@ -326,6 +326,7 @@ impl Engine {
                 self.event_resume(session, event, until, now)
             }
             Pending::GraphBuild(building) => self.graph_build(*building),
+            Pending::GraphDrop(graph) => self.graph_drop(graph),
             Pending::GraphRun(running) => self.graph_run(*running),
             Pending::GraphSort(sorting) => match batch.commands.get(batch.next) {
                 Some(Stored::Other(Command::GraphAlloc(c))) => self.graph_sort(sorting, c),

@@ -19,6 +19,7 @@ use super::command::{
 };
 use super::cursor::{Cursor, slice};
 use super::error::{WireError, WireErrorKind};
+use super::long_graph::{LongGraph, Reached};
 use super::record::{Fields, Part, Shape, read_plain_name, read_plain_tuple};
 use super::tape::Tape;
 use super::value::Value;
@@ -129,11 +130,16 @@ const SESSIONS_COMPARED: usize = 16;
 /// Dimensions of a launch size, as the stock client gives it.
 const DIMENSIONS: usize = 3;
 
+/// What is read by way of the tape takes so many times as long, rather more.
+const TAPE_COST: usize = 4;
+
 /// A command text that is read little by little, since a long one takes long.
 #[derive(Debug)]
 pub struct Parsing<'t> {
     cursor: Cursor<'t>,
     commands: Commands<'t>,
+    /// A command that is read in part.
+    graph: Option<LongGraph<'t>>,
 }
 
 impl<'t> Parsing<'t> {
@@ -154,11 +160,11 @@ impl<'t> Parsing<'t> {
             return Err(cursor.unexpected("a list of commands"));
         }
         cursor.skip_space();
-        Ok(Parsing { cursor, commands })
+        Ok(Parsing { cursor, commands, graph: None })
     }
 
-    /// Reads on, for about `bytes` bytes: to the end of a command. Whether that was all; then it
-    /// is not to be called again. `tape` comes from earlier calls, whatever they read.
+    /// Reads on, for about `bytes` bytes: to the end of a command, or of a graph's item. Whether
+    /// that was all; then it is not to be called again. `tape` comes from earlier calls, whatever they read.
     ///
     /// # Errors
     ///
@@ -170,16 +176,16 @@ impl<'t> Parsing<'t> {
         bytes: usize,
     ) -> Result<bool, WireError> {
         tape.trim();
-        let Parsing { cursor, commands } = self;
-        let until = cursor.at().saturating_add(bytes);
-        while !cursor.eat(b']') {
+        let until = self.cursor.at().saturating_add(bytes);
+        while self.graph.is_some() || !self.cursor.eat(b']') {
             let max = limits.commands_max;
-            if commands.len() >= max {
-                return Err(cursor.error(WireErrorKind::TooManyCommands { max }));
+            if self.commands.len() >= max {
+                return Err(self.cursor.error(WireErrorKind::TooManyCommands { max }));
             }
-            commands
-                .read(tape, cursor, limits)
-                .map_err(|error| error.in_command(commands.len()))?;
+            if !self.read(tape, limits, bytes / TAPE_COST)? {
+                return Ok(false);
+            }
+            let cursor = &mut self.cursor;
             cursor.skip_space();
             if cursor.eat(b',') {
                 cursor.skip_space();
@@ -190,11 +196,41 @@ impl<'t> Parsing<'t> {
                 return Ok(false);
             }
         }
-        cursor.skip_space();
-        match cursor.peek() {
+        self.cursor.skip_space();
+        match self.cursor.peek() {
             0 => Ok(true),
-            _ => Err(cursor.unexpected("the end of the text")),
+            _ => Err(self.cursor.unexpected("the end of the text")),
         }
+    }
+
+    /// Reads the next command, or `bytes` bytes more of it. Whether that was all of it.
+    fn read(
+        &mut self,
+        tape: &mut Tape,
+        limits: &WireLimits,
+        bytes: usize,
+    ) -> Result<bool, WireError> {
+        let Parsing { cursor, commands, graph } = self;
+        let until = cursor.at().saturating_add(bytes);
+        if graph.is_none() {
+            *graph = commands.begin_graph(cursor);
+        }
+        match graph.as_mut().map(|graph| graph.read_on(cursor, tape, limits, until)) {
+            Some(Reached::Middle) => return Ok(false),
+            Some(Reached::End { begin, session, command }) => {
+                *graph = None;
+                let place = commands.add(command);
+                commands.enter(begin.at_u32(), session, place);
+                return Ok(true);
+            }
+            Some(Reached::Unknown { begin }) => {
+                *graph = None;
+                *cursor = begin;
+            }
+            None => {}
+        }
+        let read = commands.read(tape, cursor, limits);
+        read.map(|()| true).map_err(|error| error.in_command(commands.len()))
     }
 
     /// The commands, once all is read.
@@ -357,9 +393,24 @@ impl<'t> Commands<'t> {
                 (self.find_or_add(session), self.add(command))
             }
         };
+        self.enter(at, session, place);
+        Ok(())
+    }
+
+    fn enter(&mut self, at: u32, session: usize, place: Place) {
         self.session = session;
         self.entries.push(Entry { at, session: to_u32(session), place });
-        Ok(())
+    }
+
+    /// Reads the beginning of a graph as the stock client spells it, up to its items. Where it is
+    /// no graph, nothing is read.
+    fn begin_graph(&mut self, cursor: &mut Cursor<'t>) -> Option<LongGraph<'t>> {
+        let mut plain = *cursor;
+        plain.eat_text("GraphAlloc(session=")?;
+        let session = self.read_plain_session(&mut plain)?;
+        let graph = LongGraph::begin(*cursor, session, &mut plain)?;
+        *cursor = plain;
+        Some(graph)
     }
 
     /// Reads the stock client's spelling of a frequent command. Leaves the cursor anywhere where it

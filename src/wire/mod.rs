@@ -14,7 +14,8 @@
 //! 1. [`envelope`]: a body's blobs, as they stream in.
 //! 2. `cursor`, `token`, `escape`: the text's bytes, Python's literal tokens, its escapes.
 //! 3. `tape`, [`value`]: a flat list of values, and its readings.
-//! 4. `record`, [`command`], [`batch`]: values to commands, each declared once for both directions.
+//! 4. `record`, [`command`], [`batch`]: values to commands, each declared once for both directions;
+//!    `long_graph`: the one command that is read in parts.
 //! 5. `dtype`, [`symbolic`], `symbolic_repr`: integers that depend on variables.
 //! 6. [`repr`], [`reply`]: Python's `repr`, and what the server answers.
 
@@ -27,6 +28,7 @@ mod dtype;
 pub mod envelope;
 mod error;
 mod escape;
+mod long_graph;
 mod record;
 pub mod reply;
 pub mod repr;

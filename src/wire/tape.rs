@@ -177,6 +177,11 @@ impl Tape {
         self.nodes.shrink_to(NODES_KEPT_MAX);
     }
 
+    /// Nodes that `read` has left.
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// The value that `read` has left.
     pub(crate) fn value<'a, 't>(&'a self, text: &'t str) -> Value<'a, 't> {
         Value::new(&self.nodes, text, 0)

@@ -562,6 +562,46 @@ fn text_read_in_slices_says_the_same() {
     assert_eq!(parse_in_slices("[]", 0).unwrap(), (Vec::new(), 1));
 }
 
+#[test]
+fn graph_read_in_slices_is_what_the_tape_reads() {
+    let digest = "ab".repeat(32);
+    let kernel = format!(
+        "GraphComputeItem({KEY}, 'f', '{digest}', (1, 2), (), {{}}, (3,), (0,), None, None)"
+    );
+    let copy = format!("Transfer(1, {KEY}, 2, session={KEY})");
+    let text = |items: &str| {
+        format!(
+            "[BufferFree(session={KEY}, buffer_num=1), GraphAlloc(session={KEY}, graph_num=7, \
+             jit_cache=({items}), bufs=(({KEY}, 1),), var_vals={{}})]"
+        )
+    };
+    // Not the stock client's spelling, and as long.
+    let of_tape = |text: &str| text.replace(", GraphAlloc(session", ",GraphAlloc( session");
+    let longer = format!("{kernel}, {copy}, {kernel}, {copy}");
+    let odd = format!("{kernel}, ");
+    for (items, slices) in [("", 2), (&odd, 3), (&format!("{kernel},"), 2), (&longer, 5)] {
+        let (text, other) = (text(items), of_tape(&text(items)));
+        let expected = parse_parts(&other).unwrap();
+        assert_eq!(parse_parts(&text).unwrap(), expected);
+        let (read, taken) = parse_in_slices(&text, 1).unwrap();
+        let read: Vec<_> = read.into_iter().map(|r| (r.session, r.command)).collect();
+        assert_eq!((read, taken), (expected, slices), "{text}");
+    }
+    let whole = text(&longer);
+    for bad in [
+        text(&kernel),
+        text(&longer.replace("'f'", "5")),
+        text(&longer).replace("var_vals", "vals"),
+        text(&longer).replace("{})]", "{}]"),
+        text(&format!("{longer} {kernel}")),
+        whole[..whole.len() - 200].to_owned(),
+    ] {
+        let other = of_tape(&bad);
+        let expected = parse_batch(other.as_bytes(), &limits()).unwrap_err().to_string();
+        assert_eq!(parse_in_slices(&bad, 1).unwrap_err().to_string(), expected, "{bad}");
+    }
+}
+
 /// The session and the command of a batch, or the kind of error.
 fn parse_parts(text: &str) -> Result<Vec<(SessionKey<'_>, Command<'_>)>, WireErrorKind> {
     let requests = parse_batch(text.as_bytes(), &limits()).map_err(|error| error.kind().clone())?;

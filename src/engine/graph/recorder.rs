@@ -5,9 +5,10 @@
 //! A copy between devices is a step of the destination's, or a turn of its own where its graphs do
 //! not reach that memory. It needs the source's steps so far, and
 //! what the source does next, which might overwrite what is copied, comes only after it. A section
-//! ends where that makes its device signal or wait, and nowhere else: a signal comes as late as it
+//! ends where that makes its device signal or wait: a signal comes as late as it
 //! can, before the next step that nobody waits for, so that several copies in a row have one; and
-//! what a device has waited for before it does not wait for again.
+//! what a device has waited for before it does not wait for again. A section that is long ends too,
+//! so that others have their turn while it is recorded.
 //!
 //! A turn stands after all that it needs. So whoever takes the turns in their order never has a
 //! device wait for something that has not been queued.
@@ -16,6 +17,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::{BoundInteger, GraphState, Origin, OwnedBuffer, OwnedStep, Section, Turn};
+use crate::config::EngineLimits;
 use crate::device::GraphInt;
 use crate::engine::buffer::Buffer;
 use crate::engine::program::{dimension, kernel_value};
@@ -200,9 +202,12 @@ impl Recorder {
     }
 
     fn push_step(&mut self, part: usize, step: OwnedStep) {
-        let part = &mut self.parts[part];
-        part.steps.push(step);
-        part.signalled = None;
+        let Part { steps, signalled, .. } = &mut self.parts[part];
+        steps.push(step);
+        *signalled = None;
+        if steps.len() >= EngineLimits::GRAPH_SECTION_STEPS_MAX {
+            self.end_section(part);
+        }
     }
 
     /// Has `part` wait, before its next step, for those who have copied from its memory.
