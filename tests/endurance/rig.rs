@@ -78,10 +78,12 @@ pub(crate) fn at_rest(server: &Server) -> Holdings {
     Holdings::of(server.pid())
 }
 
-/// How many threads there are, without those that compile: they are at most so many, start when they
-/// are needed, and stay.
+/// How many threads there are, without those that start when they are needed and stay, up to a
+/// number of them: those that compile, and the kernel's own, of which each ring has one for what it
+/// cannot do at once.
 pub(crate) fn threads(server: &Server) -> usize {
-    read_of_tasks(server.pid(), "comm").iter().filter(|name| name.trim() != "compile").count()
+    let grows = |name: &String| name.trim() == "compile" || name.starts_with("iou-wrk");
+    read_of_tasks(server.pid(), "comm").iter().filter(|name| !grows(name)).count()
 }
 
 /// What each of the server's threads does: its name, its state (`t` is one that a debugger holds) and
