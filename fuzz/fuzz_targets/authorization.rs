@@ -1,5 +1,5 @@
-//! Any bytes as the value of the header `Authorization`: no panic, and whoever is let in has given a
-//! token of the file, byte for byte, as a second, simpler look can tell.
+//! Any bytes as the value of the header `Authorization`: no panic, and whoever is let in has given
+//! a token of the file, byte for byte, as a second, simpler look can tell.
 //!
 //! Input: a byte that chooses the server and what is known of the connection, the rest the value.
 #![no_main]

@@ -164,7 +164,8 @@ impl<'t> Parsing<'t> {
     }
 
     /// Reads on, for about `bytes` bytes: to the end of a command, or of a graph's item. Whether
-    /// that was all; then it is not to be called again. `tape` comes from earlier calls, whatever they read.
+    /// that was all; then it is not to be called again. `tape` comes from earlier calls, whatever
+    /// they read.
     ///
     /// # Errors
     ///

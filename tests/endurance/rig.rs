@@ -86,7 +86,7 @@ pub(crate) fn threads(server: &Server) -> usize {
     read_of_tasks(server.pid(), "comm").iter().filter(|name| !grows(name)).count()
 }
 
-/// What each of the server's threads does: its name, its state (`t` is one that a debugger holds) and
+/// What each of the server's threads does: its name, its state (`t` where a debugger holds it), and
 /// where in the kernel it waits.
 pub(crate) fn doings(server: &Server) -> Vec<String> {
     let [stats, places] = ["stat", "wchan"].map(|file| read_of_tasks(server.pid(), file));
