@@ -7,13 +7,20 @@
 //! should mean) with `checks` and `effects`, `ledger` (what a batch's reply should be), `client`
 //! (bytes of requests and replies), `server` (the tasks of a connection and of the mesh), `world`
 //! (what happens when).
+//!
+//! `story` is a second one, of two hosts that copy to each other: `books` is its model, `hosts` what
+//! becomes of a batch, `courier` what goes from host to host.
 
+pub mod books;
 pub mod checks;
 pub mod client;
 pub mod command;
+pub mod courier;
 pub mod effects;
+pub mod hosts;
 pub mod ledger;
 pub mod model;
 pub mod pick;
 pub mod server;
+pub mod story;
 pub mod world;

@@ -49,17 +49,17 @@ pub struct Runner {
 type Forwarded = Rc<RefCell<Option<(Result<Vec<u8>, String>, Finished)>>>;
 
 /// Bytes with their names.
-type Named = Vec<(Digest, Vec<u8>)>;
+pub type Named = Vec<(Digest, Vec<u8>)>;
 
 /// A request's body as it arrives.
-struct Body {
+pub struct Body {
     envelope: Envelope,
     current: Option<(Digest, Vec<u8>)>,
     blobs: Named,
 }
 
 impl Body {
-    fn new(length: BodyLength) -> Body {
+    pub fn new(length: BodyLength) -> Body {
         let bytes = match length {
             BodyLength::Chunked => None,
             BodyLength::Known(bytes) => Some(bytes),
@@ -68,7 +68,7 @@ impl Body {
         Body { envelope, current: None, blobs: Vec::new() }
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
+    pub fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
         let mut rest = bytes;
         loop {
             let step = self.envelope.next(rest).map_err(|error| error.to_string())?;
@@ -88,7 +88,7 @@ impl Body {
     }
 
     /// The text, and the blobs before it.
-    fn finish(mut self) -> Result<(Vec<u8>, Named), String> {
+    pub fn finish(mut self) -> Result<(Vec<u8>, Named), String> {
         self.take(&[])?;
         self.envelope.finish().map_err(|error| error.to_string())?;
         let (_, text) = self.blobs.pop().ok_or("no text")?;
