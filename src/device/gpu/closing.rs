@@ -5,8 +5,9 @@
 //!
 //! Memory must not go to anybody else while a kernel may still write there. So the work is waited
 //! for, as long as a kernel may run. After that the context is ended with the work in it. Where
-//! that cannot be done (HIP has one context for all) nothing is given back: it stays taken until
-//! the server ends, which the log says.
+//! that cannot be done (HIP has one context for all; another device may still write to the
+//! context's pinned memory, see `relay`) nothing is given back: it stays taken until the server
+//! ends, which the log says.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub(super) struct Remains {
     pub(super) streams: Vec<Stream>,
     /// How long its work may take yet.
     pub(super) patience: Duration,
+    /// Whether another device may write to its pinned memory, which is the context's.
+    pub(super) is_written_to: bool,
 }
 
 impl Remains {
@@ -54,7 +57,7 @@ pub(super) fn close(context: &Arc<Context>, remains: Remains, uploader: Option<U
         give_back(context, remains);
         return;
     }
-    if context.end() {
+    if !remains.is_written_to && context.end() {
         return;
     }
     tracing::warn!(

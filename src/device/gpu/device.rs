@@ -22,7 +22,7 @@ use super::launch::{self, Sizes};
 use super::memory::{Access, Allocation, Dead, Entry, Site, Table, Uses};
 use super::queue::{Lane, Queue};
 use super::registered::Registered;
-use super::relay::Stage;
+use super::relay::{Relay, Stage};
 use super::signal::Signal;
 use super::staging::{Inbox, Outbox};
 use super::watch::{Timers, Watchdog};
@@ -371,6 +371,7 @@ impl GpuDevice {
         }
         parts.outbox.look(&self.queue);
         self.stage.look(&mut self.queue);
+        self.site.reach(|reach| reach.relays.iter_mut().for_each(Relay::tidy));
     }
 
     /// The end of this device, for `why`. Nothing is queued any more; what is left is given back by
@@ -404,6 +405,7 @@ impl GpuDevice {
             pool: None,
             streams,
             patience,
+            is_written_to: false,
         };
         if let Some(reach) = reach {
             remains.events.extend(reach.events);
@@ -417,6 +419,7 @@ impl GpuDevice {
             remains.pinned.extend(inbox.into_memory());
             remains.memory = live.into_iter().collect();
         }
+        remains.is_written_to = self.stage.leave(&self.site);
         let (pieces, events) = self.stage.close();
         remains.lent.extend(pieces);
         remains.events.extend(events);

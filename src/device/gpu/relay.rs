@@ -32,32 +32,50 @@ pub(super) struct Relay {
     stream: Stream,
     /// Behind the last copy.
     out: Event,
-    /// Memory in which a copy may end that nobody waits for. Kept until the stream is done.
-    astray: Option<Arc<Lent>>,
+    /// Memory in which copies may end that nobody waits for. Kept until the stream is done.
+    astray: Vec<Arc<Lent>>,
+    /// Whether it is of no more use.
+    is_broken: bool,
 }
 
 impl Relay {
     fn create(context: &Arc<Context>, reader: &Rc<Site>) -> Done<Relay> {
         let (stream, out) = (Stream::create(context)?, order_event(context)?);
-        Ok(Relay { reader: Rc::downgrade(reader), stream, out, astray: None })
+        let (reader, astray) = (Rc::downgrade(reader), Vec::new());
+        Ok(Relay { reader, stream, out, astray, is_broken: false })
+    }
+
+    fn is_of(&self, reader: &Rc<Site>) -> bool {
+        std::ptr::eq(self.reader.as_ptr(), Rc::as_ptr(reader))
+    }
+
+    fn is_done(&self) -> bool {
+        // Nothing runs in a context that is lost.
+        self.stream.is_done().unwrap_or(true)
     }
 
     /// Whether its device is gone, and nothing is under way.
     fn is_over(&self) -> bool {
         let is_open = self.reader.upgrade().is_some_and(|reader| !reader.is_closed());
-        !is_open && self.stream.is_done().unwrap_or(true)
+        !is_open && self.is_done()
+    }
+
+    /// Lets go of what nobody writes to any more.
+    pub(super) fn tidy(&mut self) {
+        if !self.astray.is_empty() && self.is_done() {
+            self.astray.clear();
+        }
     }
 
     /// Its stream, which everything else that it has is behind, and what goes with that.
-    pub(super) fn into_parts(self) -> (Stream, Event, Option<Arc<Lent>>) {
+    pub(super) fn into_parts(self) -> (Stream, Event, Vec<Arc<Lent>>) {
         (self.stream, self.out, self.astray)
     }
 }
 
 /// What a reader's relay is in an open device, which gets one where it has none.
 fn relay_for<'r>(reach: &'r mut Reach, reader: &Rc<Site>) -> Done<&'r mut Relay> {
-    let is_it = |relay: &Relay| std::ptr::eq(relay.reader.as_ptr(), Rc::as_ptr(reader));
-    let at = match reach.relays.iter().position(is_it) {
+    let at = match reach.relays.iter().position(|relay| relay.is_of(reader)) {
         Some(at) => at,
         None => {
             reach.relays.retain(|relay| !relay.is_over());
@@ -82,6 +100,8 @@ pub(super) struct Stage {
     pieces: VecDeque<Piece>,
     /// Copies under way, and the events before which they do not begin.
     under_way: VecDeque<(u64, Event)>,
+    /// The devices from which it has copied.
+    sources: Vec<Weak<Site>>,
 }
 
 impl Stage {
@@ -93,11 +113,38 @@ impl Stage {
         if left < GpuLimits::RELAYED_MAX { None } else { Some(self.under_way[from].0) }
     }
 
+    fn note_source(&mut self, site: &Rc<Site>) {
+        let is_it = |known: &Weak<Site>| std::ptr::eq(known.as_ptr(), Rc::as_ptr(site));
+        if !self.sources.iter().any(is_it) {
+            self.sources.retain(|known| known.strong_count() > 0);
+            self.sources.push(Rc::downgrade(site));
+        }
+    }
+
     /// Forgets what the queue is past.
     pub(super) fn look(&mut self, queue: &mut Queue) {
         let done = queue.done(Lane::In);
         let over = self.under_way.partition_point(|(number, _)| *number <= done);
         self.under_way.drain(..over).for_each(|(_, event)| queue.take_back(event));
+    }
+
+    /// Whatever a source may still write to is kept at its end: a device whose work does not end is
+    /// not waited for. Whether there is any.
+    pub(super) fn leave(&mut self, reader: &Rc<Site>) -> bool {
+        let mut leaves = false;
+        let pieces = || self.pieces.iter().map(|piece| Arc::clone(&piece.memory));
+        for source in self.sources.iter().filter_map(Weak::upgrade) {
+            source.reach(|reach| {
+                let busy = |relay: &&mut Relay| relay.is_of(reader) && !relay.is_done();
+                let relay = reach.relays.iter_mut().find(busy);
+                if let Some(relay) = relay {
+                    relay.astray.extend(pieces());
+                    leaves = true;
+                }
+            });
+        }
+        self.sources.clear();
+        leaves
     }
 
     /// All of it, to be given back behind the device's work.
@@ -135,7 +182,7 @@ fn pass(
         Stop::Error(DeviceError::Failed { what: "copy from another device", why })
     };
     let relay = relay_for(reach, reader).map_err(theirs)?;
-    if relay.astray.is_some() {
+    if relay.is_broken {
         let (what, why) = ("copy from another device", "an earlier one has failed".to_owned());
         return Err(DeviceError::Failed { what, why }.into());
     }
@@ -156,7 +203,8 @@ fn pass(
         let written = relay.stream.record(&relay.out).map_err(theirs);
         let awaited = written.and_then(|()| Ok(ours.wait(&relay.out)?));
         if let Err(stop) = awaited {
-            relay.astray = Some(Arc::clone(&piece.memory));
+            relay.astray.push(Arc::clone(&piece.memory));
+            relay.is_broken = true;
             return Err(stop);
         }
         // SAFETY: as above; what writes there next waits for the event behind this copy.
@@ -184,6 +232,7 @@ impl GpuDevice {
         self.queue.stream(Lane::In).record(&begun)?;
         let route = Route { to: place(target, to), from: place(source, from), bytes: to.bytes() };
         source.uses.set_relayed();
+        self.stage.note_source(&source.site);
         let (site, stage, queue) = (&self.site, &mut self.stage, &self.queue);
         let passed = source.site.reach(|reach| pass(reach, site, (stage, queue), &begun, route));
         let number = self.queue.push(Lane::In, 1);
