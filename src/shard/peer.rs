@@ -28,7 +28,7 @@ use super::connection::{Unreadable, Unsent};
 use super::io::{Received, Socket, connect};
 use crate::blob::Digest;
 use crate::config::{HttpLimits, PeerLimits};
-use crate::engine::{Batch, Cause, Errand, Output, Owner, Parcel, WaitFor, Work};
+use crate::engine::{Batch, Cause, Errand, Owner, Parcel, WaitFor, Work};
 use crate::http::{Replies, ReplyError, ReplyEvent};
 use crate::identity::Peer;
 use crate::rdma::WorkStatus;
@@ -328,8 +328,7 @@ impl Shard {
         outcome
     }
 
-    /// Sends one request. The text, which comes last, goes out with the next receive, and so do
-    /// small buffers, so that the peer hears of all of it at once.
+    /// Sends one request. The text, which comes last, goes out with the next receive.
     async fn send_copies(
         &self,
         link: &mut Link,
@@ -344,10 +343,6 @@ impl Shard {
         let cancel = Cancel::default();
         for parcel in group {
             put_blob_head(&mut request, parcel.name, parcel.bytes);
-            if parcel.bytes <= self.config.shard.reply_copied_bytes_max as u64 {
-                self.append_output(&cancel, parcel.output, &mut request).await?;
-                continue;
-            }
             link.socket.cork(std::mem::take(&mut request));
             let pause_max = Some(self.config.peer.silence_max);
             let socket = &mut link.socket;
@@ -357,23 +352,6 @@ impl Shard {
         request.extend_from_slice(text.as_bytes());
         link.socket.cork(request);
         Ok(())
-    }
-
-    /// Reads all of an output.
-    async fn append_output(
-        &self,
-        cancel: &Cancel,
-        output: Output,
-        to: &mut Vec<u8>,
-    ) -> Result<(), Unsent> {
-        let mut output = output;
-        loop {
-            to.extend_from_slice(output.as_bytes());
-            let Some(rest) = output.take_rest() else { return Ok(()) };
-            let reading = self.engine.borrow_mut().read_on(rest);
-            let reading = reading.map_err(|cause| Unsent::Output(cause.into()))?;
-            output = self.read(cancel, reading).await.map_err(Unsent::Output)?;
-        }
     }
 
     /// What the peer says to the next request, whose rest goes out first: the inner error leaves
