@@ -171,9 +171,9 @@ impl EngineLimits {
     pub const BATCH_BYTES_KEPT_MAX: usize = 4 << 20;
     /// The same, for the sessions that a batch names.
     pub const BATCH_SESSIONS_KEPT_MAX: usize = 1 << 10;
-    /// Steps of a graph that its device records in one go, and runs as one. Recording so many takes
-    /// some 400 microseconds; the graphs of most models have fewer.
-    pub const GRAPH_SECTION_STEPS_MAX: usize = 2 << 10;
+    /// Steps of a graph that its device records in one go, and runs as one submission. Recording
+    /// takes some 200 nanoseconds each; a graph of 10,000 kernels is to be one submission.
+    pub const GRAPH_SECTION_STEPS_MAX: usize = 16 << 10;
     /// How often one batch may linger for a device, see [`DeviceLimits::LINGER`]: it holds the core
     /// meanwhile.
     pub const LINGERS_PER_BATCH_MAX: u32 = 16;
