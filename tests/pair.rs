@@ -1,5 +1,6 @@
-//! Histories of clients, two shards, slow and mortal devices and dying connections, and of two hosts
-//! that copy to each other, made of seeds and compared with a reference model; see `pair/mod.rs`.
+//! Histories of clients, two shards, slow and mortal devices and dying connections, and of two
+//! hosts that copy to each other, made of seeds and compared with a reference model; see
+//! `pair/mod.rs`.
 //!
 //! A difference names its seed in one line:
 //! `OUTBOARD_PAIR_SEED=17 cargo test --test pair replay -- --nocapture`.

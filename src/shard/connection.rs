@@ -9,7 +9,7 @@ use std::io;
 use std::ops;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tracing::debug;
 
@@ -19,13 +19,12 @@ use super::completion::{Cancel, Gone};
 use super::input::Input;
 use super::io::{Detached, Handle, Socket};
 use super::moving::Place;
+use super::output::Unsent;
 use super::peer::Errands;
 use crate::blob::Hash;
 use crate::config::HashPolicy;
 use crate::device::shared::Heap;
-use crate::engine::{
-    Batch, Blobs, Cause, Output, Owner, Progress, Reading, Reply, Route, Seat, Sender,
-};
+use crate::engine::{Batch, Blobs, Output, Owner, Progress, Reply, Route, Seat, Sender};
 use crate::http::{self, BodyLength, Event, Phase, Refusal, Status};
 use crate::identity::{Denied, Identity};
 use crate::wire::{WireError, reply};
@@ -59,37 +58,6 @@ impl ConnectionEntry {
             timed_out: Cell::new(false),
             place: Cell::new(Some(place)),
         }
-    }
-}
-
-/// Why the rest of an output cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Unreadable {
-    #[error("the client went away")]
-    Gone,
-    #[error(transparent)]
-    Failed(#[from] Cause),
-}
-
-impl Unreadable {
-    /// As the end of a connection: the client has been promised a length already.
-    fn as_io(&self) -> io::Error {
-        io::Error::other(self.to_string())
-    }
-}
-
-/// Why an output was not sent, all of it.
-#[derive(Debug)]
-pub(super) enum Unsent {
-    Io(io::Error),
-    Output(Unreadable),
-    /// The other end took nothing for so long.
-    Silent(Duration),
-}
-
-impl From<Gone> for Unreadable {
-    fn from(Gone: Gone) -> Unreadable {
-        Unreadable::Gone
     }
 }
 
@@ -714,64 +682,6 @@ impl Shard {
         let access = self.access.borrow();
         let shown = certificate.and_then(|certificate| access.of_certificate(certificate));
         Ok(shown.or_else(|| access.of_address(peer?)))
-    }
-
-    /// What is sent or received for `owner` in one go, of `bytes` at most: less where others wait
-    /// meanwhile.
-    fn piece(&self, owner: Owner, bytes: usize) -> usize {
-        let limits = &self.config.shard;
-        match self.crowd.has_others(owner, Instant::now(), limits.crowd_time) {
-            true => bytes.min(limits.crowd_piece_bytes),
-            false => bytes,
-        }
-    }
-
-    /// Sends what is corked, and then an output for `owner`. What the server does not see yet is
-    /// read meanwhile. With `pause_max`, no piece may take longer.
-    pub(super) async fn send_output(
-        &self,
-        socket: &mut Socket,
-        owner: Owner,
-        cancel: &Cancel,
-        output: Output,
-        pause_max: Option<Duration>,
-    ) -> Result<(), Unsent> {
-        let limits = &self.config.shard;
-        let mut output = output;
-        loop {
-            let rest = output.take_rest();
-            let reading = rest.map(|rest| self.engine.borrow_mut().read_on(rest)).transpose();
-            let reading = reading.map_err(|cause| Unsent::Output(cause.into()))?;
-            let piece = Rc::new(output);
-            let (mut start, length) = (0, piece.as_bytes().len());
-            while start < length {
-                let bytes = self.piece(owner, limits.send_piece_bytes);
-                let end = start.saturating_add(bytes).min(length);
-                let send = socket.send_output(&piece, start..end, limits.zero_copy_bytes_min);
-                match pause_max {
-                    None => send.await,
-                    Some(pause_max) => {
-                        let sent = self.reactor.within(pause_max, send).await;
-                        sent.ok_or(Unsent::Silent(pause_max))?
-                    }
-                }
-                .map_err(Unsent::Io)?;
-                start = end;
-            }
-            drop(piece);
-            let Some(reading) = reading else { return Ok(()) };
-            output = self.read(cancel, reading).await.map_err(Unsent::Output)?;
-        }
-    }
-
-    /// Waits until a part of an output can be seen.
-    pub(super) async fn read(
-        &self,
-        cancel: &Cancel,
-        reading: Reading,
-    ) -> Result<Output, Unreadable> {
-        self.wait(cancel, &reading.wait()).await?;
-        Ok(self.engine.borrow_mut().finish_reading(reading)?)
     }
 
     /// Runs a batch to its end.

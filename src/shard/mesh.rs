@@ -15,8 +15,9 @@ use crossbeam::queue::ArrayQueue;
 
 use super::Shard;
 use super::completion::{Cancel, Gone};
-use super::connection::{Moved, Unreadable};
+use super::connection::Moved;
 use super::io::{Bell, Doorbell};
+use super::output::Unreadable;
 use crate::blob::Digest;
 use crate::engine::{Batch, Blob, Blobs, Home, Output, Owner};
 use crate::identity::{Access, Identity};

@@ -5,8 +5,9 @@
 //! (`engine`).
 //!
 //! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `input`,
-//! `body`, `memory`, `crowd`, `completion` (all waiting), `mesh`, `moving`, `peer` (other servers),
-//! `io` (the seam to the sockets), `tls`, `driver` (when the kernel is entered), `ring` (how).
+//! `body`, `memory`, `crowd`, `output` (what is sent), `completion` (all waiting), `mesh`,
+//! `moving`, `peer` (other servers), `io` (the seam to the sockets), `tls`, `driver` (when the
+//! kernel is entered), `ring` (how).
 //!
 //! One shard's state is borrowed in one synchronous call at a time; no borrow lives across an
 //! `await`.
@@ -22,6 +23,7 @@ mod io;
 mod memory;
 mod mesh;
 mod moving;
+mod output;
 mod peer;
 mod ring;
 #[cfg(test)]

@@ -24,8 +24,8 @@ use tracing::debug;
 
 use super::Shard;
 use super::completion::{Cancel, Gone};
-use super::connection::{Unreadable, Unsent};
 use super::io::{Received, Socket, connect};
+use super::output::{Unreadable, Unsent};
 use crate::blob::Digest;
 use crate::config::{HttpLimits, PeerLimits};
 use crate::engine::{Batch, Cause, Errand, Owner, Parcel, WaitFor, Work};

@@ -8,8 +8,8 @@
 //! (bytes of requests and replies), `server` (the tasks of a connection and of the mesh), `world`
 //! (what happens when).
 //!
-//! `story` is a second one, of two hosts that copy to each other: `books` is its model, `hosts` what
-//! becomes of a batch, `courier` what goes from host to host.
+//! `story` is a second one, of two hosts that copy to each other: `books` is its model, `hosts`
+//! what becomes of a batch, `courier` what goes from host to host.
 
 pub mod books;
 pub mod checks;
