@@ -40,10 +40,8 @@ pub(super) struct Reactor {
     timer_next: Cell<u64>,
     /// Tasks that let the others go first.
     turns: RefCell<Vec<Waker>>,
-    /// Counts looks at the ring for which tasks let others go first.
+    /// Counts looks at the ring.
     looks: Cell<u64>,
-    /// Whether `turns` have let a look go by, for what it brought.
-    is_deferred: Cell<bool>,
 }
 
 /// What the driver knows from turn to turn.
@@ -68,7 +66,6 @@ impl Reactor {
             timer_next: Cell::new(0),
             turns: RefCell::default(),
             looks: Cell::new(0),
-            is_deferred: Cell::new(false),
         });
         let mut driver = Driver {
             reactor: Rc::clone(&reactor),
@@ -174,18 +171,12 @@ impl Reactor {
         }
     }
 
-    /// Looks at the ring without waiting, and lets those go on that waited for a look. Where it
-    /// wakes others, those go on only after the next look, by which the others' replies are out.
+    /// Looks at the ring without waiting, and lets those go on that waited for a look.
     fn look(&self, woken: &mut Vec<Waker>) {
         self.ring.enter(Wait::No);
         self.ring.collect(woken);
-        let mut turns = self.turns.borrow_mut();
-        let is_first = !turns.is_empty() && !woken.is_empty() && !self.is_deferred.get();
-        self.is_deferred.set(is_first);
-        if !is_first {
-            self.looks.update(|looks| looks + 1);
-            woken.append(&mut turns);
-        }
+        self.looks.update(|looks| looks + 1);
+        woken.append(&mut self.turns.borrow_mut());
     }
 }
 

@@ -271,35 +271,6 @@ fn reply_goes_out_with_the_next_receive() {
 }
 
 #[test]
-fn reply_is_out_before_a_task_that_gave_way_goes_on() {
-    run(RingLimits::default(), "somebody was not heard", |reactor| async move {
-        let (mut peer, socket) = UnixStream::pair().unwrap();
-        peer.set_nonblocking(true).unwrap();
-        let is_heard = Rc::new(Cell::new(false));
-        let answering = {
-            let (is_heard, reactor) = (Rc::clone(&is_heard), Rc::clone(&reactor));
-            reactor.clone().spawn(async move {
-                let mut socket = Socket::new(&reactor, socket.into(), false);
-                while !socket.receive().await.unwrap().is_empty() {
-                    is_heard.set(true);
-                    socket.cork(b"reply".to_vec());
-                }
-            })
-        };
-        for _ in 0..20 {
-            peer.write_all(b"request").unwrap();
-            while !is_heard.replace(false) {
-                reactor.turn().await;
-            }
-            let read = peer.read_exact(&mut [0; 5]);
-            assert!(read.is_ok(), "the reply waits for a task that gave way: {read:?}");
-        }
-        drop(peer);
-        answering.await;
-    });
-}
-
-#[test]
 fn reply_to_a_peer_that_is_gone_ends_the_receive_behind_it() {
     let (peer, socket) = connection();
     rustix::net::sockopt::set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
