@@ -43,6 +43,25 @@ impl Bench {
         Bench { engine, control, budget, now: Instant::now() }
     }
 
+    /// Runs a batch on two devices that are held and do one thing at a time, whenever it waits.
+    /// What it answers, and how often it has waited.
+    fn run_with_little_room(&mut self, text: &str) -> (Output, usize) {
+        let (mut batch, mut waits) = (parse(text), 0);
+        loop {
+            match self.engine.advance(&mut batch, self.now) {
+                Progress::Wait(wait) => {
+                    while !self.engine.is_over(&wait, self.now) {
+                        let moved = (0..2).any(|device| self.control.complete_next(device));
+                        assert!(moved, "a device waits for what is not queued");
+                    }
+                    waits += 1;
+                }
+                Progress::Done(Reply::Ok(output)) => return (output, waits),
+                progress => panic!("{progress:?}"),
+            }
+        }
+    }
+
     /// Runs a batch that has to finish without the test's help.
     fn reply(&mut self, text: &str) -> Reply {
         let mut batch = parse(text);

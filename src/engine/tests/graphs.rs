@@ -145,20 +145,7 @@ fn run_that_finds_no_room_goes_on_later_in_order() {
     let mut bench = with_graph();
     bench.control.hold();
     bench.control.limit_queue(1);
-    let (mut batch, mut waits) = (parse(&RUN.replace("False", "True")), 0);
-    let text = loop {
-        match bench.engine.advance(&mut batch, bench.now) {
-            Progress::Wait(wait) => {
-                while !bench.engine.is_over(&wait, bench.now) {
-                    let moved = (0..2).any(|device| bench.control.complete_next(device));
-                    assert!(moved, "a device waits for what is not queued");
-                }
-                waits += 1;
-            }
-            Progress::Done(Reply::Ok(output)) => break output,
-            progress => panic!("{progress:?}"),
-        }
-    };
+    let (text, waits) = bench.run_with_little_room(&RUN.replace("False", "True"));
     assert!(waits > 4, "{waits}");
     // Three sections, one after the other, each of a microsecond.
     assert_eq!(text.as_bytes(), b"3e-06");

@@ -1,7 +1,6 @@
 //! Copies between two sessions, in as many parts as their devices take.
 
-use super::{Bench, EXEC, OUT, READY, parse};
-use crate::engine::{Progress, Reply};
+use super::{Bench, EXEC, OUT, READY};
 
 #[test]
 fn transfer_in_parts_goes_on_as_there_is_room() {
@@ -10,21 +9,8 @@ fn transfer_in_parts_goes_on_as_there_is_room() {
     bench.ok(&format!("{READY}, BufferAlloc(1, 4, $spec, session=$b)"));
     bench.control.hold();
     bench.control.limit_queue(1);
-    let mut batch = parse(&format!("{EXEC}, Transfer(1, $b, 1, session=$a), {EXEC}"));
-    let mut waits = 0;
-    loop {
-        match bench.engine.advance(&mut batch, bench.now) {
-            Progress::Wait(wait) => {
-                while !bench.engine.is_over(&wait, bench.now) {
-                    let moved = (0..2).any(|device| bench.control.complete_next(device));
-                    assert!(moved, "a device waits for what is not queued");
-                }
-                waits += 1;
-            }
-            Progress::Done(Reply::Ok(_)) => break,
-            progress => panic!("{progress:?}"),
-        }
-    }
+    let (_, waits) =
+        bench.run_with_little_room(&format!("{EXEC}, Transfer(1, $b, 1, session=$a), {EXEC}"));
     assert!(waits > 2, "{waits}");
     bench.control.release();
     // After the kernel before it, and before the one behind it.
