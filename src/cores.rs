@@ -44,8 +44,8 @@ pub fn step_back(nice: i32) {
     }
 }
 
-/// Has the calling thread take turns of this length on its core while others want it too. Where
-/// that cannot be had (before Linux 6.12), they are as they were.
+/// Has the calling thread, and what it starts, take turns of this length on its core while others
+/// want it too. Where that cannot be had (before Linux 6.12), they are as they were.
 pub fn take_turns(turn: Duration) {
     let Some(mut attributes) = attributes() else { return };
     // Other policies were chosen by whoever started the server.

@@ -215,6 +215,7 @@ impl Queue {
             let work = move || {
                 cores::spread();
                 cores::step_back(CoreLimits::COMPILER_NICE);
+                cores::take_turns(CoreLimits::LONG_TURN);
                 pool.work();
             };
             match thread.spawn(work) {

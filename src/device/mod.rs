@@ -16,9 +16,9 @@
 //! `backoff`; the server's side of a worker process: `link`, `imports`, `watchdog`, `process`, and
 //! the devices made of it: `isolated` (kernels on memory that both see), `remote` (a device that
 //! only the worker reaches); `platform`; the worker's side: `worker`, `sandbox`, and what it does:
-//! `replay` and `cpu` (loading and calling kernels), `driven` (driving a device). `gpu` is GPUs,
-//! in the process that drives them. `null` stands in for all of it in tests, `hostile` for a worker
-//! in fuzzers.
+//! `replay` and `cpu` (loading and calling kernels), `pace` (letting others have the core), `driven`
+//! (driving a device). `gpu` is GPUs, in the process that drives them. `null` stands in for all of
+//! it in tests, `hostile` for a worker in fuzzers.
 
 mod backoff;
 mod budget;
@@ -31,6 +31,7 @@ mod imports;
 pub mod isolated;
 mod link;
 pub mod null;
+mod pace;
 mod packet;
 pub mod platform;
 mod process;

@@ -130,9 +130,10 @@ fn start_supervisor() -> io::Result<Supervisor> {
         Workers { events, wake: Arc::clone(&wake), orders: receiver, alive: HashMap::new() };
     let name = "outboard-processes".to_owned();
     let run = move || {
-        // Workers inherit the cores of this thread, and that it steps back.
+        // Workers inherit the cores of this thread, its turns, and that it steps back.
         cores::spread();
         cores::step_back(CoreLimits::WORKER_NICE);
+        cores::take_turns(CoreLimits::WORKER_TURN);
         workers.run();
     };
     std::thread::Builder::new().name(name).spawn(run)?;

@@ -26,6 +26,7 @@ use rustix::time::{ClockId, Timespec};
 
 use super::DeviceError;
 use super::backoff::Backoff;
+use super::pace::Pace;
 use super::packet;
 use super::shared::{create_sealed, to_u64, to_usize};
 use crate::config::DeviceLimits;
@@ -81,6 +82,7 @@ const _: () = assert!(DATA_BYTES.is_power_of_two() && DATA_BYTES.is_multiple_of(
 /// The mapped memory of a queue: the header's page, then the data, then the data once more.
 pub(super) struct Ring {
     base: NonNull<u8>,
+    pace: Pace,
 }
 
 impl Ring {
@@ -101,7 +103,7 @@ impl Ring {
         // SAFETY: the kernel chooses a free address range.
         let base = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, none, flags) }?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let ring = Ring { base };
+        let ring = Ring { base, pace: Pace::default() };
         ring.place(fd, 0, HEADER_BYTES + DATA_BYTES, 0)?;
         ring.place(fd, HEADER_BYTES + DATA_BYTES, DATA_BYTES, to_u64(HEADER_BYTES))?;
         Ok(ring)
@@ -469,6 +471,7 @@ impl Ring {
         }
         sleeping.store(0, Ordering::Relaxed);
         patience.slept(start.elapsed());
+        self.pace.rested();
     }
 
     /// Sleeps until [`Producer::wake`] or [`Self::rouse`], unless there is a packet past `place` or
@@ -562,8 +565,9 @@ impl Ring {
         header.ending.0.1.store(u32::try_from(end).unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Counts one more unit of work as begun.
+    /// Counts one more unit of work as begun, and lets others have the core now and then.
     pub(super) fn begin(&self) {
+        self.pace.step();
         let progress = &self.header().progress;
         progress.store(progress.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }

@@ -305,6 +305,7 @@ fn unmap_elsewhere(file: Arc<SharedFile>) {
         let run = move || {
             cores::spread();
             cores::step_back(CoreLimits::WORKER_NICE);
+            cores::take_turns(CoreLimits::LONG_TURN);
             receiver.into_iter().for_each(drop);
         };
         std::thread::Builder::new().name(name).spawn(run).ok().map(|_| sender)
