@@ -37,7 +37,7 @@ impl Wire {
 
     pub(crate) fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         if !self.spin {
-            return self.stream.read(to);
+            return uninterrupted(|| self.stream.read(to));
         }
         let mut looks = 0_u32;
         let mut began = None;
@@ -67,7 +67,7 @@ impl Wire {
 
     pub(crate) fn write_all(&mut self, mut from: &[u8]) -> io::Result<()> {
         while !from.is_empty() {
-            match self.stream.write(from) {
+            match uninterrupted(|| self.stream.write(from)) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => from = &from[count..],
                 Err(error) if self.spin && error.kind() == ErrorKind::WouldBlock => {}
@@ -75,6 +75,16 @@ impl Wire {
             }
         }
         Ok(())
+    }
+}
+
+/// Who is stopped and let go on in a call that has a time limit finds it interrupted.
+fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
     }
 }
 

@@ -135,7 +135,9 @@ enum Command {
         /// The core of the thread that echoes.
         #[arg(long)]
         server_core: Option<usize>,
-        /// Print a line when all is prepared, and begin when one is read.
+        /// Print a line when all is prepared, and begin when one is read: with the number of a
+        /// process that is to be stopped and let go on by turns, and that of one that runs
+        /// meanwhile, if there are such.
         #[arg(long)]
         announce: bool,
     },

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
 use serde_json::json;
 
 use crate::client::{Client, head_end, parse_head};
@@ -142,8 +143,11 @@ fn drive(
     while began.elapsed() < time {
         events.clear();
         let buffer = rustix::buffer::spare_capacity(&mut events);
-        if epoll::wait(&ready, buffer, Some(&PATIENCE))? == 0 {
-            return Err("no connection gets a reply".into());
+        match epoll::wait(&ready, buffer, Some(&PATIENCE)) {
+            // This process was stopped and let go on.
+            Err(Errno::INTR) => continue,
+            Ok(0) => return Err("no connection gets a reply".into()),
+            waited => drop(waited?),
         }
         for event in &events {
             let connection = &mut connections[usize::try_from(event.data.u64())?];

@@ -4,12 +4,18 @@
 //! Beside the server's answers the same client measures an echo: a blocking thread on the server's
 //! core, which does nothing else. Whoever burdens the server burdens that core too, so the echo
 //! says how much of a delay is the machine's.
+//!
+//! Another process is stopped and let go on by turns, so that the times without it and beside it are
+//! of the same minute: a shared machine is slower in one minute than in another by more than what
+//! is measured here. A third process may run while the other is stopped, one that keeps a core busy
+//! and asks nothing of the server: where the machine has few cores, that too makes a difference.
 
 use std::fs;
 use std::io::BufRead;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::client::{self, Client, Wire, expect_int, list};
@@ -22,6 +28,12 @@ const WARM_UP: usize = 50;
 const TRIES: usize = 64;
 /// Requests that tell on which shard a connection is: so many that their processor time is seen.
 const PROBES: usize = 40;
+
+/// How long another process runs, and is stopped, at a time; at most half of all.
+const PHASE_MAX: Duration = Duration::from_millis(1500);
+/// The part of that in which nothing is measured: what the other process has asked for is still
+/// being done.
+const SETTLING_SHARE: u32 = 2;
 
 /// How the requests are sent.
 #[derive(Clone, Copy)]
@@ -40,7 +52,53 @@ struct Kind {
     name: &'static str,
     /// Empty for the echo.
     request: Vec<u8>,
-    times: Vec<Duration>,
+    without: Vec<Duration>,
+    beside: Vec<Duration>,
+}
+
+/// Other processes, of which one runs at a time, if there is more than one.
+struct Others {
+    greedy: Pid,
+    spinner: Option<Pid>,
+    phase: Duration,
+    greedy_runs: bool,
+    since: Instant,
+}
+
+impl Others {
+    /// From a line of one or two numbers of processes; nothing where it is empty.
+    fn parse(line: &str, phase: Duration) -> Result<Option<Others>> {
+        let mut pids = line.split_whitespace().map(|pid| -> Result<Pid> {
+            Ok(Pid::from_raw(pid.parse()?).ok_or("0 is no process")?)
+        });
+        let Some(greedy) = pids.next().transpose()? else { return Ok(None) };
+        let spinner = pids.next().transpose()?;
+        Ok(Some(Others { greedy, spinner, phase, greedy_runs: false, since: Instant::now() }))
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        self.greedy_runs = !self.greedy_runs;
+        self.since = Instant::now();
+        let [stopped, going] = match self.greedy_runs {
+            true => [self.spinner, Some(self.greedy)],
+            false => [Some(self.greedy), self.spinner],
+        };
+        stopped.map_or(Ok(()), |pid| kill_process(pid, Signal::STOP))?;
+        Ok(going.map_or(Ok(()), |pid| kill_process(pid, Signal::CONT))?)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.since.elapsed() >= self.phase / SETTLING_SHARE
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        // Stopped, they would never end.
+        for pid in [Some(self.greedy), self.spinner].into_iter().flatten() {
+            let _ = kill_process(pid, Signal::CONT);
+        }
+    }
 }
 
 pub(crate) fn measure(setting: &Setting, pace: Pace) -> Result<Results> {
@@ -55,11 +113,16 @@ pub(crate) fn measure(setting: &Setting, pace: Pace) -> Result<Results> {
         ("launch", client.batch(&list(&[client::launch(&session, &hash, true)]))),
         ("echo", Vec::new()),
     ];
-    let mut kinds = requests.map(|(name, request)| Kind { name, request, times: Vec::new() });
+    let mut kinds = requests.map(|(name, request)| {
+        let (without, beside) = (Vec::new(), Vec::new());
+        Kind { name, request, without, beside }
+    });
+    let mut pids = String::new();
     if pace.announce {
         announce()?;
-        std::io::stdin().lock().read_line(&mut String::new())?;
+        std::io::stdin().lock().read_line(&mut pids)?;
     }
+    let mut others = Others::parse(&pids, PHASE_MAX.min(pace.time / 2))?;
     for kind in &kinds {
         for _ in 0..WARM_UP {
             round_trip(&mut client, &mut echo, &kind.request)?;
@@ -67,20 +130,33 @@ pub(crate) fn measure(setting: &Setting, pace: Pace) -> Result<Results> {
     }
     let began = Instant::now();
     let mut due = began;
+    others.as_mut().map_or(Ok(()), Others::turn)?;
     while began.elapsed() < pace.time {
+        if let Some(others) = &mut others
+            && others.since.elapsed() >= others.phase
+        {
+            others.turn()?;
+        }
         for kind in &mut kinds {
             // What came late moves those behind it: each time is that of its own request alone.
             due = (due + pace.pause).max(Instant::now());
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             let since = Instant::now();
             round_trip(&mut client, &mut echo, &kind.request)?;
-            kind.times.push(since.elapsed());
+            let took = since.elapsed();
+            match &others {
+                Some(others) if !others.is_settled() => {}
+                Some(others) if others.greedy_runs => kind.beside.push(took),
+                _ => kind.without.push(took),
+            }
         }
     }
+    drop(others);
     expect_int(client.request(&copy_out)?, 42)?;
     let mut results = Results::new();
-    for Kind { name, times, .. } in &mut kinds {
-        report(name, times, &mut results);
+    for Kind { name, without, beside, .. } in &mut kinds {
+        report(&format!("{name}_without"), without, &mut results);
+        report(&format!("{name}_beside"), beside, &mut results);
     }
     Ok(results)
 }
@@ -94,6 +170,9 @@ fn round_trip(client: &mut Client, echo: &mut Wire, request: &[u8]) -> Result<()
 }
 
 fn report(name: &str, times: &mut [Duration], results: &mut Results) {
+    if times.is_empty() {
+        return;
+    }
     times.sort();
     let mut at = |part: &str, index: usize| {
         let time = times.get(index.min(times.len() - 1)).copied().unwrap_or_default();
