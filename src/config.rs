@@ -580,6 +580,17 @@ impl DeviceLimits {
     pub const PASSAGE_BYTES: u64 = 4 << 20;
     /// Pieces of one copy between two workers, which are longer where it would have more.
     pub const PASSAGES_MAX: u64 = 256;
+    /// Where one worker's device reaches another's, copies between them pass through memory of the
+    /// source's device in pieces of this length: some 40 microseconds of the fastest links, as long
+    /// as it takes to tell the other end.
+    pub const WINDOW_PIECE_BYTES: u64 = 16 << 20;
+    /// Pieces at a time: one is written while the other is read.
+    pub const WINDOW_PIECES: usize = 2;
+    /// Such memory, which two sessions keep for as long as they live, is made for no shorter copy.
+    pub const WINDOW_COPY_BYTES_MIN: u64 = 1 << 20;
+    /// The longest copy between such devices in one call: 64 pieces, or 256 of the others. The
+    /// first one of two sessions goes without a window, which is there for the next.
+    pub const WINDOW_COPY_BYTES_MAX: u64 = 1 << 30;
     /// Stack of a kernel. Generated kernels keep their accumulators there.
     pub const WORKER_STACK_BYTES: u64 = 64 << 20;
     /// Private memory of a worker above what it has at its start: code of kernels, graphs.

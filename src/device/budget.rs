@@ -10,8 +10,8 @@
 //! Memory that is kept warm for later use is counted beside what is in use: it never makes an
 //! allocation fail, and is to be let go where the two together pass the limit.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::DeviceError;
 
@@ -109,6 +109,13 @@ impl Budget {
     /// That of all clients.
     fn root(&self) -> &Budget {
         self.above.first().map_or(self, |above| above.root())
+    }
+
+    /// Whether two sessions' budgets are of one identity, or of none.
+    pub(super) fn is_of_same_identity(&self, other: &Budget) -> bool {
+        // See `Quota::of`.
+        let identity = |budget: &Budget| budget.above.get(1).map(Arc::as_ptr);
+        identity(self) == identity(other)
     }
 
     pub(super) fn refusal(&self, asked: u64) -> DeviceError {
@@ -263,6 +270,8 @@ pub(super) struct Account {
     budget: Arc<Budget>,
     /// [`CLOSED`] at the end.
     bytes: AtomicU64,
+    /// Memory that it has together with other processes.
+    shared: Mutex<Vec<Arc<Charge>>>,
 }
 
 const CLOSED: u64 = u64::MAX;
@@ -271,7 +280,8 @@ impl Account {
     /// An account that begins with `bytes`.
     pub(super) fn open(budget: &Arc<Budget>, bytes: u64) -> Result<Arc<Account>, DeviceError> {
         budget.take(bytes)?;
-        Ok(Arc::new(Account { budget: Arc::clone(budget), bytes: AtomicU64::new(bytes) }))
+        let (budget, bytes) = (Arc::clone(budget), AtomicU64::new(bytes));
+        Ok(Arc::new(Account { budget, bytes, shared: Mutex::default() }))
     }
 
     pub(super) fn take(&self, bytes: u64) -> Result<(), DeviceError> {
@@ -295,6 +305,22 @@ impl Account {
         if bytes != CLOSED {
             self.budget.give(bytes);
         }
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Has a part in memory that others have too, and that is free once nobody has.
+    pub(super) fn hold(&self, charge: &Arc<Charge>) {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever closes it now empties the list after this.
+        if self.bytes.load(Ordering::Relaxed) != CLOSED {
+            shared.push(Arc::clone(charge));
+        }
+    }
+
+    /// Has no part in it any more.
+    pub(super) fn let_go(&self, charge: &Arc<Charge>) {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.retain(|held| !Arc::ptr_eq(held, charge));
     }
 
     pub(super) fn refusal(&self, asked: u64) -> DeviceError {

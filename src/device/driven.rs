@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags};
 
 use super::backoff::Watch;
+use super::imports;
 use super::packet::{self, Address, Packet, Step, VARIABLE};
 use super::remote::SIZES;
 use super::ring::{Patience, Place, Ring};
@@ -70,6 +71,8 @@ enum Then {
     Loaded { program: u32, status: Address },
     /// All work of a packet is done.
     Packet,
+    /// Another worker may have memory of this device's from now on.
+    Share { channel: OwnedFd, memory: OwnedFd },
     /// This device's timeline advances.
     Signal,
     /// Timed work has ended.
@@ -279,6 +282,10 @@ impl<'d> Driven<'d> {
                         worker::ring_doorbell(self.socket);
                     }
                 }
+                Then::Share { channel, memory } => {
+                    // Where it cannot be sent, the other end sees the channel's end.
+                    let _ = imports::send(&channel, b"\0", &[memory.as_fd()]);
+                }
                 Then::Signal => self.clock.signal(),
                 Then::Timer(timer) => match self.device.elapsed(next.fence) {
                     Ok(elapsed) => self.ring.set_timer(timer, elapsed),
@@ -388,6 +395,10 @@ impl<'d> Driven<'d> {
                 worker::put(&mut self.programs, program, Some(loaded));
                 self.after(self.device.last(), Then::Loaded { program, status });
             }
+            Packet::OpenShared { segment, bytes, status } => {
+                self.open_shared(segment, bytes, status)?;
+            }
+            Packet::Share { segment, bytes } => self.share(segment, bytes)?,
             Packet::Signal => self.after(self.device.last(), Then::Signal),
             Packet::Unload { program } => drop(worker::take(&mut self.programs, program)?),
             Packet::Wait { timeline, value } => {
@@ -405,6 +416,38 @@ impl<'d> Driven<'d> {
             Packet::Discard { .. } | Packet::Indirect { .. } => return Err(Failure::Packet.into()),
         }
         Ok(())
+    }
+
+    /// Makes memory that another worker shares, which hears nothing where there is none.
+    fn share(&mut self, segment: u32, bytes: u64) -> Result<(), End> {
+        let channel = worker::receive_segment(self.socket)?;
+        let region = match self.device.share(bytes) {
+            Ok((region, memory)) => {
+                // What was in that memory before is gone by then.
+                self.after(self.device.last(), Then::Share { channel, memory });
+                Some(Memory::Region(region))
+            }
+            Err(DeviceError::Failed { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        worker::put(&mut self.segments, segment, region);
+        Ok(())
+    }
+
+    /// Takes memory that another worker shares, if there is any, and says what came of it.
+    fn open_shared(&mut self, segment: u32, bytes: u64, status: Address) -> Result<(), End> {
+        let channel = worker::receive_segment(self.socket)?;
+        let opened = match worker::receive_shared(channel.as_fd()) {
+            Some(memory) => self.device.open_shared(memory.as_fd(), bytes),
+            None => Err(DeviceError::Failed { what: "shared memory", why: "none came".to_owned() }),
+        };
+        let (region, why) = match opened {
+            Ok(region) => (Some(Memory::Region(region)), None),
+            Err(error @ DeviceError::Failed { .. }) => (None, Some(error.to_string())),
+            Err(error) => return Err(error.into()),
+        };
+        worker::put(&mut self.segments, segment, region);
+        Ok(self.say(status, why.as_deref())?)
     }
 
     fn segment(&self, segment: u32) -> Result<Rc<Segment>, Failure> {
@@ -501,7 +544,7 @@ impl<'d> Driven<'d> {
     }
 
     /// Says what became of a load.
-    fn report(&mut self, program: u32, status: Address) -> Result<(), End> {
+    fn report(&mut self, program: u32, status: Address) -> Result<(), Failure> {
         let index = to_usize(u64::from(program));
         let loaded = match self.programs.get(index).and_then(Option::as_ref) {
             Some(program) => self.device.loaded(program),
@@ -516,7 +559,12 @@ impl<'d> Driven<'d> {
         if why.is_some() {
             self.programs[index] = None;
         }
-        let words = worker::outcome(why.as_deref());
+        self.say(status, why.as_deref())
+    }
+
+    /// Writes what came of a packet to where the server looks once it is done.
+    fn say(&self, status: Address, why: Option<&str>) -> Result<(), Failure> {
+        let words = worker::outcome(why);
         let range = self.shared(status, to_u64(words.len() * 8))?;
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         // The word that says so comes last, though nobody looks before the packet is done.

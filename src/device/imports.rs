@@ -3,7 +3,8 @@
 //! Owns: the numbers of segments in the worker's table, and the descriptors that are on their way
 //! to it. A segment is imported when the first packet that names it is queued. Its descriptor goes
 //! through the socket, in the order of the import packets; what the socket does not take at once
-//! is sent later, and a worker that finds none rings the doorbell and waits.
+//! is sent later, and a worker that finds none rings the doorbell and waits. Ends of channels
+//! between workers go the same way.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -35,9 +36,13 @@ struct Import {
     writable: bool,
 }
 
-struct Unsent {
-    file: Arc<SharedFile>,
-    writable: bool,
+enum Unsent {
+    /// The end of a channel.
+    Channel(OwnedFd),
+    Segment {
+        file: Arc<SharedFile>,
+        writable: bool,
+    },
 }
 
 impl Imports {
@@ -84,8 +89,13 @@ impl Imports {
         let slot = self.reserve()?;
         self.by_segment.insert(segment.id(), Import { slot, writable });
         segment.tell(grave);
-        self.unsent.push_back(Unsent { file: Arc::clone(segment.file()), writable });
+        self.unsent.push_back(Unsent::Segment { file: Arc::clone(segment.file()), writable });
         Some(slot)
+    }
+
+    /// The end of a channel is what the packet queued last asks for.
+    pub(super) fn pass(&mut self, channel: OwnedFd) {
+        self.unsent.push_back(Unsent::Channel(channel));
     }
 
     /// The segment is gone. Its number, if it had one, is free for packets queued from now on.
@@ -99,10 +109,12 @@ impl Imports {
     /// Sends what the socket takes.
     pub(super) fn flush(&mut self, socket: &OwnedFd) -> io::Result<()> {
         while let Some(unsent) = self.unsent.front() {
-            let sent = if unsent.writable {
-                send(socket, b"\0", &[unsent.file.as_fd()])
-            } else {
-                send(socket, b"\0", &[unsent.file.read_only()?.as_fd()])
+            let sent = match unsent {
+                Unsent::Channel(end) => send(socket, b"\0", &[end.as_fd()]),
+                Unsent::Segment { file, writable: true } => send(socket, b"\0", &[file.as_fd()]),
+                Unsent::Segment { file, writable: false } => {
+                    send(socket, b"\0", &[file.read_only()?.as_fd()])
+                }
             };
             match sent {
                 // The second: too many descriptors of this user are on their way to others.

@@ -222,6 +222,18 @@ impl Link {
         fence
     }
 
+    /// Queues a packet that takes the end of a channel.
+    pub(super) fn enqueue_with(
+        &mut self,
+        packet: &Packet<'_>,
+        channel: OwnedFd,
+    ) -> Result<Fence, DeviceError> {
+        let fence = self.enqueue(packet, 0)?;
+        self.imports.pass(channel);
+        self.send_imports();
+        Ok(fence)
+    }
+
     fn enqueue_elsewhere(&mut self, words: &[u64], units: u64) -> Result<Fence, DeviceError> {
         let mut range = self.scratch.alloc(to_u64(size_of_val(words)))?;
         let to = range.slice_mut().as_chunks_mut::<8>().0;
@@ -310,10 +322,16 @@ impl Link {
         if slot.belongs_to(&self.grave) { Ok(slot) } else { Err(foreign(what)) }
     }
 
-    pub(super) fn load(&mut self, name: &str, binary: &[u8]) -> Result<Program, DeviceError> {
+    /// Room for the worker to say what came of a packet, and its address there.
+    pub(super) fn room_for_outcome(&mut self) -> Result<(Range, Address), DeviceError> {
         let mut status = self.scratch.alloc(DeviceLimits::LOAD_STATUS_BYTES)?;
         status.slice_mut()[..8].fill(0);
         let at = self.scratch_address(&status)?;
+        Ok((status, at))
+    }
+
+    pub(super) fn load(&mut self, name: &str, binary: &[u8]) -> Result<Program, DeviceError> {
+        let (status, at) = self.room_for_outcome()?;
         let mut object = Vec::with_capacity(binary.len() / 8 + 1);
         packet::push_bytes(&mut object, binary);
         let mut words = Vec::new();
@@ -336,16 +354,10 @@ impl Link {
     }
 
     pub(super) fn loaded(&self, program: &Program) -> Result<(), DeviceError> {
-        let slot = self.program(program)?;
-        let (state, message) = slot.state.status.slice().split_at(8);
-        let word = u64::from_ne_bytes(state.try_into().expect("split at 8"));
-        match (word & u64::from(u32::MAX), usize::try_from(word >> 32)) {
-            (1, _) => Ok(()),
-            (2, Ok(bytes)) => {
-                let message = &message[..bytes.min(message.len())];
-                Err(DeviceError::Load { why: String::from_utf8_lossy(message).into_owned() })
-            }
-            _ => Err(self.lost.clone().unwrap_or(DeviceError::Failed {
+        match outcome(&self.program(program)?.state.status) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(why)) => Err(DeviceError::Load { why }),
+            None => Err(self.lost.clone().unwrap_or(DeviceError::Failed {
                 what: "program",
                 why: "its load has no outcome yet".to_owned(),
             })),
@@ -567,6 +579,21 @@ impl Drop for Link {
     /// the graveyard for them.
     fn drop(&mut self) {
         self.grave.close();
+    }
+}
+
+/// What the worker says came of a packet, as [`super::worker::outcome`] writes it. `None` where it
+/// has said nothing that makes sense.
+pub(super) fn outcome(status: &Range) -> Option<Result<(), String>> {
+    let (state, message) = status.slice().split_at(8);
+    let word = u64::from_ne_bytes(state.try_into().expect("split at 8"));
+    match (word & u64::from(u32::MAX), usize::try_from(word >> 32)) {
+        (1, _) => Some(Ok(())),
+        (2, Ok(bytes)) => {
+            let message = &message[..bytes.min(message.len())];
+            Some(Err(String::from_utf8_lossy(message).into_owned()))
+        }
+        _ => None,
     }
 }
 

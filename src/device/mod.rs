@@ -14,11 +14,11 @@
 //! Reading order: this file; memory: `budget`, `segment`, `shared` (what two processes see), `slot`
 //! (what dies with a drop), `timeline` (what devices wait for); the queue: `packet`, `ring`,
 //! `backoff`; the server's side of a worker process: `link`, `imports`, `watchdog`, `process`, and
-//! the devices made of it: `isolated` (kernels on memory that both see), `remote` (a device that
-//! only the worker reaches); `platform`; the worker's side: `worker`, `sandbox`, and what it does:
-//! `replay` and `cpu` (loading and calling kernels), `pace` (letting others have the core), `driven`
-//! (driving a device). `gpu` is GPUs, in the process that drives them. `null` stands in for all of
-//! it in tests, `hostile` for a worker in fuzzers.
+//! the devices made of it: `isolated` (kernels on memory that both see), `remote` and `passage` (a
+//! device that only the worker reaches); `platform`; the worker's side: `worker`, `sandbox`, and
+//! what it does: `replay` and `cpu` (loading and calling kernels), `pace` (letting others have the
+//! core), `driven` (driving a device). `gpu` is GPUs, in the process that drives them. `null` stands
+//! in for all of it in tests, `hostile` for a worker in fuzzers.
 
 mod backoff;
 mod budget;
@@ -33,6 +33,7 @@ mod link;
 pub mod null;
 mod pace;
 mod packet;
+mod passage;
 pub mod platform;
 mod process;
 pub mod remote;
@@ -47,7 +48,7 @@ mod watchdog;
 pub mod worker;
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -176,6 +177,11 @@ impl Region {
             Memory::Shared(range) => Ok(range),
         }
     }
+}
+
+fn cannot_share() -> DeviceError {
+    let why = "this kind of device cannot share any".to_owned();
+    DeviceError::Failed { what: "shared memory", why }
 }
 
 fn of_another_kind(what: &'static str) -> DeviceError {
@@ -454,6 +460,27 @@ pub trait Device {
     /// Copies between two regions, of which `from` may belong to another device of the same
     /// platform. The two have equal lengths and do not overlap.
     fn copy(&mut self, to: Span<'_>, from: Span<'_>) -> Result<Fence, DeviceError>;
+
+    /// Memory that other processes may share, and the descriptor by which they get it. It reads as
+    /// zero once the work so far is done, and is handed on then at the earliest. May take some
+    /// milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Failed`] where that cannot be had: nothing else is lost by it.
+    fn share(&mut self, _bytes: u64) -> Result<(Region, OwnedFd), DeviceError> {
+        Err(cannot_share())
+    }
+
+    /// Memory that another process shares. What lies behind the descriptor is not trusted to be
+    /// anything. May take some milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::share`].
+    fn open_shared(&mut self, _from: BorrowedFd<'_>, _bytes: u64) -> Result<Region, DeviceError> {
+        Err(cannot_share())
+    }
 
     /// How long a copy from that memory may be in one call. A longer one takes several, before each
     /// of which the caller asks [`Self::backlog`].

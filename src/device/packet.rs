@@ -112,6 +112,20 @@ pub(super) enum Packet<'a> {
         name: &'a [u64],
         object: &'a [u64],
     },
+    /// Memory that another worker shares becomes this segment. The next descriptor on the socket is
+    /// the end of the channel through which it comes, or does not.
+    OpenShared {
+        segment: u32,
+        bytes: u64,
+        /// Where the outcome goes.
+        status: Address,
+    },
+    /// Memory of the device that another worker shares becomes this segment. The next descriptor on
+    /// the socket is the end of a channel to that worker, through which it gets it.
+    Share {
+        segment: u32,
+        bytes: u64,
+    },
     Signal,
     Unload {
         program: u32,
@@ -141,6 +155,8 @@ mod kind {
     pub(super) const INDIRECT: u8 = 8;
     pub(super) const LAUNCH: u8 = 9;
     pub(super) const LOAD: u8 = 10;
+    pub(super) const OPEN_SHARED: u8 = 16;
+    pub(super) const SHARE: u8 = 17;
     pub(super) const SIGNAL: u8 = 11;
     pub(super) const UNLOAD: u8 = 12;
     pub(super) const WAIT: u8 = 13;
@@ -205,6 +221,14 @@ impl<'a> Packet<'a> {
             Packet::Indirect { at, words } => {
                 out.extend([at.word(), words]);
                 kind::INDIRECT
+            }
+            Packet::OpenShared { segment, bytes, status } => {
+                out.extend([u64::from(segment), bytes, status.word()]);
+                kind::OPEN_SHARED
+            }
+            Packet::Share { segment, bytes } => {
+                out.extend([u64::from(segment), bytes]);
+                kind::SHARE
             }
             Packet::Signal => kind::SIGNAL,
             Packet::Wait { timeline, value } => {
@@ -305,6 +329,11 @@ impl<'a> Packet<'a> {
                 let (name, object) = rest.split_at_checked(name_words)?;
                 Packet::Load { program, status, bytes, name, object }
             }
+            (kind::OPEN_SHARED, &[segment, bytes, status]) => {
+                let (segment, status) = (halves(segment).0, Address(status));
+                Packet::OpenShared { segment, bytes, status }
+            }
+            (kind::SHARE, &[segment, bytes]) => Packet::Share { segment: halves(segment).0, bytes },
             (kind::SIGNAL, []) => Packet::Signal,
             (kind::UNLOAD, &[program]) => Packet::Unload { program: halves(program).0 },
             (kind::WAIT, &[timeline, value]) => {
@@ -466,6 +495,8 @@ mod tests {
             check(Packet::Indirect { at, words: n });
             let bytes = (u32::try_from(8 * y.len()).unwrap(), n);
             check(Packet::Load { program: a, status: at, bytes, name: &y, object: &x });
+            check(Packet::OpenShared { segment: a, bytes: n, status: at });
+            check(Packet::Share { segment: a, bytes: n });
             check(Packet::Signal);
             check(Packet::Unload { program: a });
             check(Packet::Wait { timeline: a, value: n });

@@ -3,32 +3,31 @@
 //!
 //! Owns: [`Remote`], the [`Device`] on the server's side. Its regions are numbers: segments of the
 //! worker's table that the server has no mapping of. What the server or another device is to see
-//! goes through shared memory, in pieces. Absent: the queue, programs, graphs and the worker's end
-//! (`link`), what becomes of packets (`driven`).
+//! goes through shared memory, in pieces. Absent: copies between two workers (`passage`), the
+//! queue, programs, graphs and the worker's end (`link`), what becomes of packets (`driven`).
 //!
 //! An allocation is a packet like any other, so that the queue takes it while the driver is still
 //! being loaded. Whether there is room is known here, from the budget of the device's memory, on
 //! which each session also draws for its context. What the budget allows and the device refuses all
 //! the same, because somebody else took the memory, ends the session.
 //!
-//! A copy from another session's device has work for both workers. The other's part goes into its
-//! `Orders`, which it queues at its next call, before anything else of that call.
+//! A copy from another session's device has work for both workers (`passage`). The other's part
+//! goes into its `Orders`, which it queues at its next call, before anything else of that call.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::budget::Account;
+use super::budget::{Account, Charge};
 use super::isolated::graph_int;
 use super::link::{self, GraphUnits, Kind, Link, WorkerConfig};
 use super::packet::{self, Address, Packet, Step, VARIABLE, int_word};
+use super::passage::{Orders, Window};
 use super::replay::copy_units;
-use super::shared::{Block, Budget, Heap, Range, to_u64};
+use super::shared::{Budget, Heap, Range, to_u64};
 use super::slot::{Dead, Slot};
-use super::timeline::Timeline;
 use super::{
     Device, DeviceError, Fence, Graph, GraphBuffer, GraphInt, GraphRun, GraphStep, HostBytes,
     Launch, LaunchSize, Memory, Point, Program, Quota, Region, Source, Span, Status,
@@ -44,6 +43,11 @@ pub struct RemoteConfig {
     pub memory: Arc<Budget>,
     /// What a session takes of it beside its buffers.
     pub context_bytes: u64,
+    /// Which device of its kind it is.
+    pub ordinal: usize,
+    /// Which of them, by their numbers, share memory that this one's copies reach. It may share its
+    /// own with itself.
+    pub reaches: Arc<[bool]>,
 }
 
 impl RemoteConfig {
@@ -55,37 +59,33 @@ impl RemoteConfig {
 
 /// One session's worker process.
 pub struct Remote {
-    link: Link,
-    account: Arc<Account>,
+    pub(super) link: Link,
+    pub(super) account: Arc<Account>,
+    pub(super) reaches: Arc<[bool]>,
     /// Bytes of the regions, by their segments.
     regions: BTreeMap<u32, u64>,
-    /// Bytes of regions that the worker frees, until it is past a packet.
-    retiring: VecDeque<(u64, u64)>,
+    /// What the worker lets go of, until it is past a packet.
+    retiring: VecDeque<(u64, Retired)>,
     /// Shared memory of the pieces.
     passage: Heap,
-    orders: Rc<Orders>,
+    pub(super) orders: Rc<Orders>,
+    /// To devices that it copies from.
+    pub(super) windows: Vec<Window>,
     args: Vec<u64>,
+}
+
+/// Memory of the device that the worker lets go of.
+pub(super) enum Retired {
+    /// That of a region.
+    Bytes(u64),
+    /// That which another worker may have too.
+    Shared(Arc<Charge>),
 }
 
 /// Where a region is.
 pub(super) struct Place {
     pub(super) bytes: u64,
-    orders: Rc<Orders>,
-}
-
-/// What other devices want of this one's memory.
-struct Orders {
-    timeline: Rc<Timeline>,
-    waiting: RefCell<VecDeque<Order>>,
-}
-
-/// A piece to be copied to shared memory.
-struct Order {
-    /// When the shared memory may be written.
-    after: Option<Point>,
-    from: Address,
-    to: Rc<Block>,
-    bytes: u64,
+    pub(super) orders: Rc<Orders>,
 }
 
 /// Device memory comes in units of this many bytes, which is what a driver's pool gives at least.
@@ -104,14 +104,16 @@ impl Remote {
     pub fn open(config: &RemoteConfig) -> Result<Remote, DeviceError> {
         let account = Account::open(&config.memory, config.context_bytes)?;
         let link = Link::open(&config.worker, Kind::Driver, Some(Arc::clone(&account)))?;
-        let timeline = Rc::clone(link.timeline());
+        let orders = Orders::new(link.timeline(), config);
         Ok(Remote {
             link,
             account,
+            reaches: Arc::clone(&config.reaches),
             regions: BTreeMap::new(),
             retiring: VecDeque::new(),
             passage: Heap::scratch(Arc::clone(&config.worker.budget)),
-            orders: Rc::new(Orders { timeline, waiting: RefCell::default() }),
+            orders,
+            windows: Vec::new(),
             args: Vec::new(),
         })
     }
@@ -122,8 +124,7 @@ impl Remote {
         self.tidy();
         self.link.alive()?;
         // Signals have their numbers by the order of the calls.
-        let is_behind = !self.orders.waiting.borrow().is_empty();
-        if is_behind { Err(link::no_room_to_map()) } else { Ok(()) }
+        if self.orders.are_done() { Ok(()) } else { Err(link::no_room_to_map()) }
     }
 
     /// Queues orders and ends, as far as the queue has room beyond one call.
@@ -131,48 +132,37 @@ impl Remote {
         if let Err(error) = self.obey() {
             self.link.lose(error);
         }
-        while let Some(dead) = self.link.next_dead() {
+        self.tidy_windows();
+        // Orders come first: they may be for what was dropped after they were given.
+        while self.orders.are_done()
+            && let Some(dead) = self.link.next_dead()
+        {
             match dead {
                 Dead::Region(segment) => {
                     let bytes = self.regions.remove(&segment).unwrap_or_default();
                     self.link.tell(&Packet::Forget { segment });
                     self.link.imports.release(segment);
-                    self.retiring.push_back((self.link.last().0, bytes));
+                    self.retire(Retired::Bytes(bytes));
                 }
                 other => self.link.bury(&other),
             }
         }
         // Of a lost worker the account takes care.
         while self.retiring.front().is_some_and(|(packet, _)| *packet <= self.link.completed()) {
-            if let Some((_, bytes)) = self.retiring.pop_front() {
-                self.account.give(bytes);
+            match self.retiring.pop_front() {
+                Some((_, Retired::Bytes(bytes))) => self.account.give(bytes),
+                Some((_, Retired::Shared(charge))) => self.account.let_go(&charge),
+                None => {}
             }
         }
     }
 
-    /// Queues what others have ordered.
-    fn obey(&mut self) -> Result<(), DeviceError> {
-        let orders = Rc::clone(&self.orders);
-        if self.link.lost().is_some() {
-            orders.waiting.borrow_mut().clear();
-        }
-        while !orders.waiting.borrow().is_empty() && self.link.has_room() {
-            let Some(order) = orders.waiting.borrow_mut().pop_front() else { break };
-            let Order { after, from, to, bytes } = order;
-            if let Some(point) = after {
-                self.link.wait(&point)?;
-            }
-            let at = self.link.address(&to, 0, true)?;
-            let copy = Packet::Copy { to: at, from, bytes };
-            let fence = self.link.enqueue(&copy, copy_units(bytes))?;
-            self.link.hold(fence, &to);
-            // Its number was given when it was ordered.
-            self.link.enqueue(&Packet::Signal, 0)?;
-        }
-        Ok(())
+    /// The worker lets go of something in the packet queued last.
+    pub(super) fn retire(&mut self, what: Retired) {
+        self.retiring.push_back((self.link.last().0, what));
     }
 
-    fn place<'s>(&self, span: &Span<'s>) -> Result<&'s Slot<Place>, DeviceError> {
+    pub(super) fn place<'s>(&self, span: &Span<'s>) -> Result<&'s Slot<Place>, DeviceError> {
         match &span.region.0 {
             Memory::Remote(slot) => Ok(slot),
             Memory::Gpu(_) | Memory::Shared(_) => Err(link::foreign("buffer")),
@@ -180,7 +170,7 @@ impl Remote {
     }
 
     /// The worker's address of a part of this device's own memory.
-    fn own(&self, span: &Span<'_>) -> Result<Address, DeviceError> {
+    pub(super) fn own(&self, span: &Span<'_>) -> Result<Address, DeviceError> {
         let slot = self.place(span)?;
         if slot.belongs_to(&self.link.grave) {
             Ok(Address::new(slot.index(), span.offset))
@@ -190,44 +180,8 @@ impl Remote {
     }
 
     /// As much of a copy's way through shared memory as is one piece: at least `bytes` long.
-    fn piece(&self, bytes: u64) -> Result<Range, DeviceError> {
+    pub(super) fn piece(&self, bytes: u64) -> Result<Range, DeviceError> {
         self.passage.alloc(bytes)
-    }
-
-    /// Copies from another device's memory, in pieces, of which one may be written while another is
-    /// read.
-    fn fetch(&mut self, to: &Span<'_>, from: &Span<'_>) -> Result<Fence, DeviceError> {
-        let (to_at, source) = (self.own(to)?, self.place(from)?);
-        let (theirs, segment) = (Rc::clone(&source.state.orders), source.index());
-        let bytes = to.bytes();
-        let most = DeviceLimits::PASSAGE_BYTES.max(bytes.div_ceil(DeviceLimits::PASSAGES_MAX));
-        let mut pieces: [Option<(Range, Option<Point>)>; 2] = [None, None];
-        let (mut at, mut turn) = (0, 0);
-        while at < bytes {
-            let length = most.min(bytes - at);
-            let (range, after) = match pieces[turn].take() {
-                Some(piece) => piece,
-                None => (self.piece(most.min(bytes))?, None),
-            };
-            let order = Order {
-                after,
-                from: Address::new(segment, from.offset + at),
-                to: Rc::clone(range.block()),
-                bytes: length,
-            };
-            let written = theirs.timeline.next();
-            theirs.waiting.borrow_mut().push_back(order);
-            self.link.wait(&written)?;
-            let piece = self.link.address(range.block(), 0, true)?;
-            let to = Address::new(to_at.segment(), to_at.offset() + at);
-            let copy = Packet::Copy { to, from: piece, bytes: length };
-            let fence = self.link.enqueue(&copy, copy_units(length))?;
-            self.link.hold(fence, range.block());
-            let read = self.link.signal()?;
-            pieces[turn] = Some((range, Some(read)));
-            (at, turn) = (at + length, 1 - turn);
-        }
-        Ok(self.last())
     }
 
     fn push_buffer(args: &mut Vec<u64>, at: Address, bytes: u64) {
@@ -343,6 +297,15 @@ impl Device for Remote {
         }
         let (at, from, bytes) = (self.own(&to)?, self.own(&from)?, to.bytes());
         self.link.enqueue(&Packet::Copy { to: at, from, bytes }, copy_units(bytes))
+    }
+
+    fn copy_bytes_max(&self, from: &Region) -> u64 {
+        match &from.0 {
+            Memory::Remote(slot) if !slot.belongs_to(&self.link.grave) => {
+                self.fetched_bytes_max(&slot.state.orders)
+            }
+            _ => u64::MAX,
+        }
     }
 
     fn read(&mut self, of: Span<'_>) -> Result<(Fence, HostBytes), DeviceError> {

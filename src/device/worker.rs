@@ -216,7 +216,10 @@ impl Worker {
                 self.run_graph(graph, timer, &Run { inputs, ints })
             }
             Packet::Import { segment, bytes, writable } => self.import(segment, bytes, writable),
-            Packet::Alloc { .. } | Packet::Indirect { .. } => Err(Failure::Packet),
+            Packet::Alloc { .. }
+            | Packet::Indirect { .. }
+            | Packet::OpenShared { .. }
+            | Packet::Share { .. } => Err(Failure::Packet),
             Packet::Launch { program, timer, buffers, values, .. } => {
                 self.launch(program, timer, buffers, values)
             }
@@ -327,6 +330,14 @@ pub(super) fn receive_segment(socket: BorrowedFd<'_>) -> Result<OwnedFd, Failure
     match fds.map_err(|_| Failure::Import)? {
         [Some(fd), None] => Ok(fd),
         _ => Err(Failure::Import),
+    }
+}
+
+/// What has come through a channel, if anything has. Whoever sent it may have sent anything.
+pub(super) fn receive_shared(channel: BorrowedFd<'_>) -> Option<OwnedFd> {
+    match receive(channel, &mut [0], RecvFlags::DONTWAIT) {
+        Ok([descriptor, None]) => descriptor,
+        _ => None,
     }
 }
 

@@ -82,7 +82,8 @@ impl Rig {
             environment: vec![(crate::remote::KIND.into(), kind.into())],
             ..self.config.clone()
         };
-        RemoteConfig { worker, memory: Arc::clone(&self.memory), context_bytes: 1 << 20 }
+        let (memory, reaches) = (Arc::clone(&self.memory), Arc::from([true]));
+        RemoteConfig { worker, memory, context_bytes: 1 << 20, ordinal: 0, reaches }
     }
 
     /// Everything that the devices had is back.

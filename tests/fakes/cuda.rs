@@ -14,6 +14,7 @@ use fake::Role::{Early, Plain, Release};
 use fake::calls::{self, AccessDescription, PoolProperties, Request};
 use fake::calls::{address, arguments, list, pointer, put_text, text, wrong};
 use fake::face::{calls, give};
+use fake::share::MemoryProperties;
 use fake::{Gpu, Outcome, code};
 
 pub(crate) const FACE: fake::Face = fake::Face {
@@ -118,6 +119,7 @@ calls! {
             75 => capability() / 10,
             76 => capability() % 10,
             97 => int(calls::SHARED_BYTES_MAX),
+            102 | 103 => c_int::from(gpu.shares()),
             115 => c_int::from(gpu.has_pools()),
             _ => return wrong(&format!("attribute {attribute} is not known to the fake")),
         };
@@ -283,6 +285,54 @@ calls! {
         let to = (gpu.device_of_context(address(to_context))?, to);
         let from = (gpu.device_of_context(address(from_context))?, from);
         gpu.copy_peer(to, from, bytes as u64, address(stream))
+    }
+}
+
+calls! {
+    Plain fn cuMemCreate(
+        gpu, handle: *mut u64, bytes: usize, properties: *const MemoryProperties, flags: u64,
+    ) {
+        let _ = flags;
+        // SAFETY: the caller gives the properties.
+        let properties = unsafe { list(properties, 1) }?[0];
+        give!(handle, gpu.handle_create(&properties, bytes as u64)?)
+    }
+    Release fn cuMemRelease(gpu, handle: u64) {
+        gpu.handle_release(handle)
+    }
+    Plain fn cuMemExportToShareableHandle(
+        gpu, to: *mut c_void, handle: u64, kind: c_int, flags: u64,
+    ) {
+        let _ = flags;
+        give!(to.cast::<c_int>(), gpu.handle_export(handle, kind)?)
+    }
+    Plain fn cuMemImportFromShareableHandle(
+        gpu, handle: *mut u64, descriptor: *mut c_void, kind: c_int,
+    ) {
+        give!(handle, gpu.handle_import(descriptor.addr(), kind)?)
+    }
+    Plain fn cuMemAddressReserve(
+        gpu, at: *mut u64, bytes: usize, alignment: usize, wanted: u64, flags: u64,
+    ) {
+        let _ = (wanted, flags);
+        give!(at, gpu.addresses_reserve(bytes as u64, alignment)?)
+    }
+    Release fn cuMemAddressFree(gpu, at: u64, bytes: usize) {
+        gpu.addresses_free(at, bytes as u64)
+    }
+    Plain fn cuMemMap(gpu, at: u64, bytes: usize, offset: usize, handle: u64, flags: u64) {
+        let _ = flags;
+        gpu.handle_map(at, bytes as u64, offset, handle)
+    }
+    Release fn cuMemUnmap(gpu, at: u64, bytes: usize) {
+        gpu.handle_unmap(at, bytes as u64)
+    }
+    Plain fn cuMemSetAccess(
+        gpu, at: u64, bytes: usize, map: *const AccessDescription, count: usize,
+    ) {
+        // SAFETY: the caller gives as many descriptions as it says.
+        let descriptions = unsafe { list(map, count) }?;
+        gpu.mapping_allow(at, bytes as u64, &descriptions)
     }
 }
 

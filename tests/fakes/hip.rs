@@ -16,6 +16,7 @@ use fake::Role::{Early, Plain, Release};
 use fake::calls::{self, AccessDescription, PoolProperties, Request};
 use fake::calls::{address, arguments, list, pointer, put_text, text, wrong};
 use fake::face::{calls, give};
+use fake::share::MemoryProperties;
 use fake::{Gpu, Outcome, code};
 
 pub(crate) const FACE: fake::Face = fake::Face {
@@ -101,6 +102,7 @@ calls! {
             56 => int(calls::BLOCK_THREADS_MAX),
             74 => 64 << 10,
             88 => c_int::from(gpu.has_pools()),
+            89 => c_int::from(gpu.shares()),
             _ => return wrong(&format!("attribute {attribute} is not known to the fake")),
         };
         give!(value, number)
@@ -249,6 +251,57 @@ calls! {
         let to = (gpu.device(to_device)?, address(to));
         let from = (gpu.device(from_device)?, address(from));
         gpu.copy_peer(to, from, bytes as u64, address(stream))
+    }
+}
+
+calls! {
+    Plain fn hipMemCreate(
+        gpu, handle: *mut *mut c_void, bytes: usize, properties: *const MemoryProperties,
+        flags: u64,
+    ) {
+        let _ = flags;
+        // SAFETY: the caller gives the properties.
+        let properties = unsafe { list(properties, 1) }?[0];
+        give!(handle, pointer(gpu.handle_create(&properties, bytes as u64)?))
+    }
+    Release fn hipMemRelease(gpu, handle: *mut c_void) {
+        gpu.handle_release(address(handle))
+    }
+    Plain fn hipMemExportToShareableHandle(
+        gpu, to: *mut c_void, handle: *mut c_void, kind: c_int, flags: u64,
+    ) {
+        let _ = flags;
+        give!(to.cast::<c_int>(), gpu.handle_export(address(handle), kind)?)
+    }
+    Plain fn hipMemImportFromShareableHandle(
+        gpu, handle: *mut *mut c_void, descriptor: *mut c_void, kind: c_int,
+    ) {
+        give!(handle, pointer(gpu.handle_import(descriptor.addr(), kind)?))
+    }
+    Plain fn hipMemAddressReserve(
+        gpu, at: *mut *mut c_void, bytes: usize, alignment: usize, wanted: *mut c_void, flags: u64,
+    ) {
+        let _ = (wanted, flags);
+        give!(at, pointer(gpu.addresses_reserve(bytes as u64, alignment)?))
+    }
+    Release fn hipMemAddressFree(gpu, at: *mut c_void, bytes: usize) {
+        gpu.addresses_free(address(at), bytes as u64)
+    }
+    Plain fn hipMemMap(
+        gpu, at: *mut c_void, bytes: usize, offset: usize, handle: *mut c_void, flags: u64,
+    ) {
+        let _ = flags;
+        gpu.handle_map(address(at), bytes as u64, offset, address(handle))
+    }
+    Release fn hipMemUnmap(gpu, at: *mut c_void, bytes: usize) {
+        gpu.handle_unmap(address(at), bytes as u64)
+    }
+    Plain fn hipMemSetAccess(
+        gpu, at: *mut c_void, bytes: usize, map: *const AccessDescription, count: usize,
+    ) {
+        // SAFETY: the caller gives as many descriptions as it says.
+        let descriptions = unsafe { list(map, count) }?;
+        gpu.mapping_allow(address(at), bytes as u64, &descriptions)
     }
 }
 

@@ -19,19 +19,19 @@ use crate::support::fakes::Watch;
 use crate::uploads;
 
 /// The platform in the server's process, and what it must leave as it was.
-struct Server {
-    platform: GpuPlatform,
-    staging: Heap,
+pub(crate) struct Server {
+    pub(crate) platform: GpuPlatform,
+    pub(crate) staging: Heap,
     passages: Arc<Budget>,
     descriptors: usize,
 }
 
 impl Server {
-    fn new(vendor: Vendor) -> Server {
+    pub(crate) fn new(vendor: Vendor) -> Server {
         Server::with(vendor, DEADLINE, &[])
     }
 
-    fn with(vendor: Vendor, kernel_time_max: Duration, more: &[(&str, &str)]) -> Server {
+    pub(crate) fn with(vendor: Vendor, kernel_time_max: Duration, more: &[(&str, &str)]) -> Server {
         let config = CompileConfig { cache_dir: CacheDir::Off, ..CompileConfig::default() };
         let compile = Arc::new(compile::Service::new(config));
         let found = GpuConfig::find(vendor, kernel_time_max, CudaSource::Cuda, compile).unwrap();
@@ -52,12 +52,12 @@ impl Server {
         Server { platform, staging, passages, descriptors }
     }
 
-    fn open(&mut self) -> Box<dyn Device> {
+    pub(crate) fn open(&mut self) -> Box<dyn Device> {
         self.platform.open(0).unwrap()
     }
 
     /// Everything that the devices had is back.
-    fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         drop(self.staging);
         until("workers, descriptors and memory are back", || {
             children() == 0 && descriptors() <= self.descriptors && self.passages.used() == 0
@@ -68,7 +68,7 @@ impl Server {
     }
 }
 
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < DEADLINE, "never: {what}");
@@ -89,7 +89,7 @@ fn children() -> usize {
 }
 
 /// As [`on_fakes`], for workers that may write nothing but what `/dev` has.
-fn apart_on_fakes(
+pub(crate) fn apart_on_fakes(
     test: &str,
     environment: &[(&str, &str)],
     body: impl FnOnce(Vendor),
@@ -105,7 +105,7 @@ fn apart_on_fakes(
     }
 }
 
-fn clean(test: &str, environment: &[(&str, &str)], body: impl FnOnce(Vendor)) {
+pub(crate) fn clean(test: &str, environment: &[(&str, &str)], body: impl FnOnce(Vendor)) {
     apart_on_fakes(test, environment, body, |ran| ran.watch.assert_clean());
 }
 

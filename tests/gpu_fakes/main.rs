@@ -18,3 +18,4 @@ mod several;
 #[path = "../support/mod.rs"]
 mod support;
 mod uploads;
+mod windows;

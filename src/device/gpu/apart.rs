@@ -55,12 +55,20 @@ impl Vendor {
     }
 }
 
+/// Whether memory that one device's worker shares is reached by another's copies.
+pub(super) fn reaches(to: &Shared, from: &Shared) -> bool {
+    let both_share = to.info.has_shareable_memory && from.info.has_shareable_memory;
+    let reach = || to.driver.can_access_peer(to.ordinal, from.ordinal).unwrap_or(false);
+    both_share && (to.ordinal == from.ordinal || reach())
+}
+
 /// What the sessions of one device have in common.
 pub(super) fn of_device(
     config: &WorkersConfig,
     vendor: Vendor,
     shared: &Shared,
     kernel_time_max: Duration,
+    reaches: Arc<[bool]>,
 ) -> RemoteConfig {
     let WorkersConfig { exe, budget, environment } = config.clone();
     let ordinal = shared.ordinal.0.to_string();
@@ -75,6 +83,8 @@ pub(super) fn of_device(
         worker: WorkerConfig { exe, arguments, environment, kernel_time_max, budget },
         memory: Arc::new(Budget::new(memory_bytes)),
         context_bytes: GpuLimits::CONTEXT_BYTES.min(memory_bytes / GpuLimits::CONTEXTS_MIN),
+        ordinal: usize::try_from(shared.ordinal.0).unwrap_or(usize::MAX),
+        reaches,
     }
 }
 

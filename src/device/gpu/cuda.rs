@@ -10,6 +10,7 @@ mod start;
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ use self::calls::{Calls, kind};
 pub(super) use self::start::load;
 use super::driver::{
     Code, Context, DeviceInfo, DevicePointer, Driver, Event, EventUse, Function, FunctionInfo,
-    GraphExec, GraphTemplate, HostFunction, Kernel, Kind, LaunchLimits, Module, Node, Ordinal,
-    Outcome, Pool, Stream,
+    GraphExec, GraphTemplate, HostFunction, Kernel, Kind, LaunchLimits, MemoryHandle, Module, Node,
+    Ordinal, Outcome, Pool, Stream,
 };
 use super::loading;
 
@@ -126,6 +127,20 @@ fn copy_params(to: DevicePointer, from: DevicePointer, bytes: usize) -> sys::CUD
         Height: 1,
         Depth: 1,
     }
+}
+
+/// By descriptors: nothing else of them passes a sandbox, and nobody has to trust a number.
+const SHARED_BY: sys::CUmemAllocationHandleType =
+    sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+
+/// A handle of memory that the driver made.
+fn memory_handle(raw: sys::CUmemGenericAllocationHandle) -> Outcome<MemoryHandle> {
+    let number = NonZeroUsize::new(length(raw)?);
+    number.map(MemoryHandle).ok_or(Code(CUDA_ERROR_UNKNOWN as c_int))
+}
+
+fn raw_memory(handle: MemoryHandle) -> sys::CUmemGenericAllocationHandle {
+    handle.0.get() as sys::CUmemGenericAllocationHandle
 }
 
 fn location(device: Ordinal) -> sys::CUmemLocation {
@@ -254,6 +269,13 @@ impl Driver for Cuda {
             memory_bytes: memory as u64,
             limits: self.limits(device)?,
             has_pools: self.attribute(device, CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0,
+            has_shareable_memory: self
+                .attribute(device, CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED)?
+                != 0
+                && self.attribute(
+                    device,
+                    CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
+                )? != 0,
             is_integrated: self.attribute(device, CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0,
         })
     }
@@ -427,6 +449,85 @@ impl Driver for Cuda {
     unsafe fn memory_zero(&self, at: DevicePointer, bytes: u64, stream: Stream) -> Outcome<()> {
         // SAFETY: the caller says that the memory is there, so long, and the stream is alive.
         check(unsafe { (self.calls.cuMemsetD8Async)(at.0, 0, length(bytes)?, raw(stream.0)) })
+    }
+
+    fn handle_create(&self, device: Ordinal, bytes: u64) -> Outcome<MemoryHandle> {
+        let flags = sys::CUmemAllocationProp_st__bindgen_ty_1 {
+            compressionType: 0,
+            gpuDirectRDMACapable: 0,
+            usage: 0,
+            reserved: [0; 4],
+        };
+        let props = sys::CUmemAllocationProp {
+            type_: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+            requestedHandleTypes: SHARED_BY,
+            location: location(device),
+            win32HandleMetaData: ptr::null_mut(),
+            allocFlags: flags,
+        };
+        let (mut handle, bytes) = (0, length(bytes)?);
+        // SAFETY: `handle` takes one handle; the properties are read during the call.
+        check(unsafe { (self.calls.cuMemCreate)(&mut handle, bytes, &props, 0) })?;
+        memory_handle(handle)
+    }
+
+    unsafe fn handle_release(&self, handle: MemoryHandle) -> Outcome<()> {
+        // SAFETY: the caller says that the handle is alive.
+        check(unsafe { (self.calls.cuMemRelease)(raw_memory(handle)) })
+    }
+
+    unsafe fn handle_export(&self, handle: MemoryHandle) -> Outcome<OwnedFd> {
+        let (mut descriptor, handle): (c_int, _) = (-1, raw_memory(handle));
+        let (to, call) = (ptr::from_mut(&mut descriptor), self.calls.cuMemExportToShareableHandle);
+        // SAFETY: the caller says that the handle is alive; what it becomes is an integer here.
+        check(unsafe { call(to.cast(), handle, SHARED_BY, 0) })?;
+        if descriptor < 0 {
+            return Err(Code(CUDA_ERROR_UNKNOWN as c_int));
+        }
+        // SAFETY: the driver has just opened it, for the caller to close.
+        Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    }
+
+    fn handle_import(&self, from: BorrowedFd<'_>) -> Outcome<MemoryHandle> {
+        // The descriptor itself in the place of a pointer.
+        let from = usize::try_from(from.as_raw_fd()).unwrap_or(usize::MAX);
+        let (mut handle, from) = (0, ptr::without_provenance_mut(from));
+        let call = self.calls.cuMemImportFromShareableHandle;
+        // SAFETY: `handle` takes one handle; what the descriptor is the driver looks at itself.
+        check(unsafe { call(&mut handle, from, SHARED_BY) })?;
+        memory_handle(handle)
+    }
+
+    fn addresses_reserve(&self, bytes: u64) -> Outcome<DevicePointer> {
+        let (mut at, bytes) = (0, length(bytes)?);
+        // SAFETY: `at` takes one address.
+        check(unsafe { (self.calls.cuMemAddressReserve)(&mut at, bytes, 0, 0, 0) })?;
+        Ok(DevicePointer(at))
+    }
+
+    unsafe fn addresses_free(&self, at: DevicePointer, bytes: u64) -> Outcome<()> {
+        // SAFETY: the caller says that these were reserved and that nothing is mapped there.
+        check(unsafe { (self.calls.cuMemAddressFree)(at.0, length(bytes)?) })
+    }
+
+    unsafe fn handle_map(&self, at: DevicePointer, bytes: u64, of: MemoryHandle) -> Outcome<()> {
+        let (bytes, handle) = (length(bytes)?, raw_memory(of));
+        // SAFETY: the caller says that the addresses are reserved and the handle is alive.
+        check(unsafe { (self.calls.cuMemMap)(at.0, bytes, 0, handle, 0) })
+    }
+
+    unsafe fn handle_unmap(&self, at: DevicePointer, bytes: u64) -> Outcome<()> {
+        // SAFETY: the caller says that this is what was mapped, and that no work uses it.
+        check(unsafe { (self.calls.cuMemUnmap)(at.0, length(bytes)?) })
+    }
+
+    unsafe fn mapping_allow(&self, at: DevicePointer, bytes: u64, device: Ordinal) -> Outcome<()> {
+        let access = sys::CUmemAccessDesc {
+            location: location(device),
+            flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        // SAFETY: the caller says that this is mapped; one description is read during the call.
+        check(unsafe { (self.calls.cuMemSetAccess)(at.0, length(bytes)?, &access, 1) })
     }
 
     unsafe fn host_register(&self, at: *mut u8, bytes: usize, read_only: bool) -> Outcome<()> {

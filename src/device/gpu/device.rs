@@ -5,7 +5,7 @@
 //! Absent: the order of work (`queue`), what may block (`clerk`).
 
 use std::any::Any;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +18,7 @@ use super::closing::Remains;
 use super::driver::{DevicePointer, EventUse, Kind, LaunchLimits};
 use super::graph::Recorded;
 use super::handles::{Done, Event, Function, Module, Trouble, meaning};
-use super::launch::{self, Sizes};
+use super::launch;
 use super::memory::{Access, Allocation, Dead, Entry, Site, Table, Uses};
 use super::queue::{Lane, Queue};
 use super::registered::Registered;
@@ -26,6 +26,7 @@ use super::relay::{Relay, Stage};
 use super::signal::Signal;
 use super::staging::{Inbox, Outbox};
 use super::watch::{Timers, Watchdog};
+use super::window::Window;
 use crate::config::{DeviceLimits, GpuLimits};
 use crate::cores;
 use crate::device::backoff::{Backoff, Watch};
@@ -97,6 +98,8 @@ pub struct GpuDevice {
     pub(super) graphs: Table<Recorded>,
     pub(super) registered: Registered,
     pub(super) stage: Stage,
+    /// What other processes share, by its address.
+    pub(super) windows: BTreeMap<DevicePointer, Window>,
     /// What goes to the thread once work is done.
     pub(super) retired: VecDeque<(u64, Box<dyn Any + Send>)>,
     /// Memory of devices without pools, to be freed once work is done.
@@ -139,6 +142,7 @@ impl GpuDevice {
             graphs: Table::default(),
             registered: Registered::default(),
             stage: Stage::default(),
+            windows: BTreeMap::new(),
             retired: VecDeque::new(),
             retired_memory: VecDeque::new(),
             timers: Timers::default(),
@@ -198,6 +202,10 @@ impl GpuDevice {
 
     pub(super) fn parts(&mut self) -> &mut Parts {
         self.parts.as_mut().expect("calls come after `ready`")
+    }
+
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        &self.parts.as_ref().expect("calls come after `ready`").budget
     }
 
     /// Takes what the device's thread has to say.
@@ -326,6 +334,10 @@ impl GpuDevice {
 
     /// Frees memory behind the work that uses it.
     fn free(&mut self, at: DevicePointer, uses: &Uses) -> Result<(), Stop> {
+        if let Some(window) = self.windows.remove(&at) {
+            self.retired.push_back((self.queue.last(), Box::new(window)));
+            return Ok(());
+        }
         if uses.is_relayed() {
             self.wait_for_relays()?;
         }
@@ -395,8 +407,10 @@ impl GpuDevice {
             Loading::Done(kernel) => Some(Box::new(kernel.module) as Box<dyn Any + Send>),
             Loading::Pending(_) | Loading::Refused(_) => None,
         });
+        let windows = std::mem::take(&mut self.windows).into_values();
+        let windows = windows.map(|window| Box::new(window) as Box<dyn Any + Send>);
         let mut remains = Remains {
-            left: graphs.into_iter().chain(retired).chain(modules).collect(),
+            left: graphs.into_iter().chain(retired).chain(modules).chain(windows).collect(),
             events,
             lent: Vec::new(),
             pinned: Vec::new(),
@@ -510,46 +524,6 @@ impl GpuDevice {
         }
     }
 
-    fn launch_one(&mut self, launch: &Launch<'_>) -> Result<Fence, Stop> {
-        let Kernel { function, .. } = *self.kernel(launch.program)?;
-        let limits = self.parts().limits;
-        let sizes = Sizes::new(launch.global, launch.local, &function, &limits)?;
-        let mut arguments = std::mem::take(&mut self.arguments);
-        let packed = self.pack(launch, &mut arguments, &limits);
-        let fence = packed.and_then(|()| {
-            self.queue.begin(Lane::Compute)?;
-            for span in launch.buffers {
-                let allocation = self.own(span)?;
-                allocation.uses.order(&mut self.queue, Lane::Compute, Access::Write)?;
-            }
-            let kernel = sizes.kernel(&function, &arguments);
-            self.timed(launch.timed, 1, |device| {
-                Ok(device.queue.stream(Lane::Compute).launch(&kernel)?)
-            })
-        });
-        self.arguments = arguments;
-        let fence = fence?;
-        for span in launch.buffers {
-            // Which of its buffers a kernel writes is not said.
-            self.own(span)?.uses.note(Lane::Compute, Access::Write, fence.0);
-        }
-        Ok(fence)
-    }
-
-    fn pack(
-        &self,
-        launch: &Launch<'_>,
-        to: &mut Vec<u8>,
-        limits: &LaunchLimits,
-    ) -> Result<(), Stop> {
-        let mut places = Vec::with_capacity(launch.buffers.len());
-        for span in launch.buffers {
-            places.push(DevicePointer(self.own(span)?.at.0 + span.offset));
-        }
-        launch::pack(to, places.into_iter(), launch.values.iter().copied(), limits)?;
-        Ok(())
-    }
-
     fn look(&mut self, now: Instant) {
         if self.parts.is_none() || self.lost.is_some() {
             return;
@@ -660,6 +634,17 @@ impl Device for GpuDevice {
         self.ready()?;
         let fence = self.launch_one(launch);
         self.settle(fence)
+    }
+
+    fn share(&mut self, bytes: u64) -> Result<(Region, OwnedFd), DeviceError> {
+        self.ready()?;
+        let made = self.make_window(bytes);
+        self.settle(made)
+    }
+
+    fn open_shared(&mut self, from: BorrowedFd<'_>, bytes: u64) -> Result<Region, DeviceError> {
+        self.ready()?;
+        self.open_window(from, bytes)
     }
 
     fn copy_bytes_max(&self, from: &Region) -> u64 {

@@ -13,6 +13,7 @@
 use std::ffi::{CStr, c_void};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// A driver's own number for what went wrong.
@@ -78,6 +79,9 @@ handles! {
     GraphTemplate,
     /// `CUmodule`, `hipModule_t`.
     Module,
+    /// `CUmemGenericAllocationHandle`, `hipMemGenericAllocationHandle_t`: memory that has no
+    /// address.
+    MemoryHandle,
     /// `CUgraphNode`, `hipGraphNode_t`.
     Node,
     /// `CUmemoryPool`, `hipMemPool_t`.
@@ -106,6 +110,8 @@ pub(super) struct DeviceInfo {
     pub(super) limits: LaunchLimits,
     /// Whether the device has stream-ordered memory pools.
     pub(super) has_pools: bool,
+    /// Whether its memory can be made reachable for other processes by file descriptors.
+    pub(super) has_shareable_memory: bool,
     /// Whether the device is a host-visible one whose memory is the host's (an APU).
     pub(super) is_integrated: bool,
 }
@@ -207,6 +213,27 @@ pub(super) trait Driver: Send + Sync {
     fn memory_alloc(&self, bytes: u64) -> Outcome<DevicePointer>;
     unsafe fn memory_free(&self, pointer: DevicePointer) -> Outcome<()>;
     unsafe fn memory_zero(&self, at: DevicePointer, bytes: u64, stream: Stream) -> Outcome<()>;
+
+    /// Memory of a device without an address, for which other processes may have handles too. It
+    /// lives as long as any process has a handle or a mapping of it. `bytes` is a multiple of the
+    /// driver's granularity.
+    fn handle_create(&self, device: Ordinal, bytes: u64) -> Outcome<MemoryHandle>;
+    /// Gives up a handle. What is mapped stays.
+    unsafe fn handle_release(&self, handle: MemoryHandle) -> Outcome<()>;
+    /// A descriptor by which another process can import the memory.
+    unsafe fn handle_export(&self, handle: MemoryHandle) -> Outcome<OwnedFd>;
+    /// The memory behind a descriptor of another process's.
+    fn handle_import(&self, from: BorrowedFd<'_>) -> Outcome<MemoryHandle>;
+    /// Addresses that nothing else has.
+    fn addresses_reserve(&self, bytes: u64) -> Outcome<DevicePointer>;
+    /// Gives addresses back at which nothing is mapped.
+    unsafe fn addresses_free(&self, at: DevicePointer, bytes: u64) -> Outcome<()>;
+    /// Maps the first bytes of a memory at addresses that are reserved. Nobody may use it yet.
+    unsafe fn handle_map(&self, at: DevicePointer, bytes: u64, of: MemoryHandle) -> Outcome<()>;
+    /// Undoes [`Self::handle_map`].
+    unsafe fn handle_unmap(&self, at: DevicePointer, bytes: u64) -> Outcome<()>;
+    /// Lets a device read and write what is mapped.
+    unsafe fn mapping_allow(&self, at: DevicePointer, bytes: u64, device: Ordinal) -> Outcome<()>;
 
     /// Pins memory that is there already, for all contexts. What the process cannot write is
     /// `read_only`.

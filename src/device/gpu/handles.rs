@@ -108,7 +108,7 @@ impl Context {
     }
 
     /// A call in this context.
-    fn call<T>(
+    pub(super) fn call<T>(
         &self,
         what: &'static str,
         call: impl FnOnce(&'static dyn Driver) -> Outcome<T>,

@@ -1,18 +1,21 @@
 //! The table of calls for HIP.
 //!
 //! Owns: [`Hip`], which is [`Driver`] by the calls of `libamdhip64.so`, one for one; what the
-//! driver's codes mean; finding the library and starting the driver.
+//! driver's codes mean; finding the library and starting the driver (`start`); memory that other
+//! processes may have too (`shared`).
 //!
 //! Absent: contexts, which HIP has not: all of a process's use of a device is one. Making a context
 //! makes the device current, ending it does nothing, and the handle holds the device's number. So
 //! two sessions in one process share the fate of a device, and a kernel that reaches outside of its
 //! memory may end the process: AMD's runtime aborts then.
 
+mod shared;
 mod start;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
 
@@ -20,8 +23,8 @@ use hip_sys::hiprt::{self as hip, Runtime};
 
 use super::driver::{
     Code, Context, DeviceInfo, DevicePointer, Driver, Event, EventUse, Function, FunctionInfo,
-    GraphExec, GraphTemplate, HostFunction, Kernel, Kind, LaunchLimits, Module, Node, Ordinal,
-    Outcome, Pool, Stream,
+    GraphExec, GraphTemplate, HostFunction, Kernel, Kind, LaunchLimits, MemoryHandle, Module, Node,
+    Ordinal, Outcome, Pool, Stream,
 };
 use super::loading;
 
@@ -82,6 +85,7 @@ const KINDS: &[(hip::hipError_t, Kind)] = &[
 /// [`Driver`] by the calls of `libamdhip64.so`.
 struct Hip {
     calls: Runtime,
+    version: c_int,
 }
 
 /// From 10,000,000 times the major plus 100,000 times the minor version and the patch.
@@ -267,6 +271,7 @@ impl Driver for Hip {
             memory_bytes: memory as u64,
             limits: self.limits(device)?,
             has_pools: self.attribute(device, hip::hipDeviceAttributeMemoryPoolsSupported)? != 0,
+            has_shareable_memory: self.shares_memory(device)?,
             is_integrated: self.attribute(device, hip::hipDeviceAttributeIntegrated)? != 0,
         })
     }
@@ -425,6 +430,56 @@ impl Driver for Hip {
         let (at, bytes, stream) = (place(at)?, length(bytes)?, raw(stream.0));
         // SAFETY: the caller says that the memory is there, so long, and the stream is alive.
         check(unsafe { (self.calls.hipMemsetAsync)(at, 0, bytes, stream) })
+    }
+
+    fn handle_create(&self, device: Ordinal, bytes: u64) -> Outcome<MemoryHandle> {
+        self.create_handle(device, bytes)
+    }
+
+    unsafe fn handle_release(&self, handle: MemoryHandle) -> Outcome<()> {
+        // SAFETY: the caller says that the handle is alive.
+        check(unsafe { (self.calls.hipMemRelease)(raw(handle.0)) })
+    }
+
+    unsafe fn handle_export(&self, handle: MemoryHandle) -> Outcome<OwnedFd> {
+        self.export_handle(handle)
+    }
+
+    fn handle_import(&self, from: BorrowedFd<'_>) -> Outcome<MemoryHandle> {
+        self.import_handle(from)
+    }
+
+    fn addresses_reserve(&self, bytes: u64) -> Outcome<DevicePointer> {
+        let (mut at, bytes) = (ptr::null_mut(), length(bytes)?);
+        // SAFETY: `at` takes one address.
+        check(unsafe { (self.calls.hipMemAddressReserve)(&mut at, bytes, 0, ptr::null_mut(), 0) })?;
+        Ok(device_pointer(at))
+    }
+
+    unsafe fn addresses_free(&self, at: DevicePointer, bytes: u64) -> Outcome<()> {
+        // SAFETY: the caller says that these were reserved and that nothing is mapped there.
+        check(unsafe { (self.calls.hipMemAddressFree)(place(at)?, length(bytes)?) })
+    }
+
+    unsafe fn handle_map(&self, at: DevicePointer, bytes: u64, of: MemoryHandle) -> Outcome<()> {
+        let (at, bytes) = (place(at)?, length(bytes)?);
+        // SAFETY: the caller says that the addresses are reserved and the handle is alive.
+        check(unsafe { (self.calls.hipMemMap)(at, bytes, 0, raw(of.0), 0) })
+    }
+
+    unsafe fn handle_unmap(&self, at: DevicePointer, bytes: u64) -> Outcome<()> {
+        // SAFETY: the caller says that this is what was mapped, and that no work uses it.
+        check(unsafe { (self.calls.hipMemUnmap)(place(at)?, length(bytes)?) })
+    }
+
+    unsafe fn mapping_allow(&self, at: DevicePointer, bytes: u64, device: Ordinal) -> Outcome<()> {
+        let access = hip::hipMemAccessDesc {
+            location: location(device),
+            flags: hip::hipMemAccessFlagsProtReadWrite,
+        };
+        let (at, bytes) = (place(at)?, length(bytes)?);
+        // SAFETY: the caller says that this is mapped; one description is read during the call.
+        check(unsafe { (self.calls.hipMemSetAccess)(at, bytes, &access, 1) })
     }
 
     unsafe fn host_register(&self, at: *mut u8, bytes: usize, read_only: bool) -> Outcome<()> {

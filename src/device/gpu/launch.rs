@@ -1,11 +1,15 @@
 //! What a launch asks for, checked and packed.
 //!
 //! Owns: the limits of a launch, each refused in words before the driver sees it, and how arguments
-//! lie in memory: pointers of 8 bytes, then integers of 4, with nothing behind them.
+//! lie in memory: pointers of 8 bytes, then integers of 4, with nothing behind them; and the launch
+//! of one kernel by a device.
 
+use super::device::{self, GpuDevice, Stop};
 use super::driver::{DevicePointer, Kernel, LaunchLimits};
 use super::handles::Function;
-use crate::device::{DeviceError, LaunchSize};
+use super::memory::Access;
+use super::queue::Lane;
+use crate::device::{DeviceError, Fence, Launch, LaunchSize};
 
 /// Sizes of a launch: the grid in blocks, the block in threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +96,48 @@ pub(super) fn pack(
         return Ok(());
     }
     Err(refused(format!("{} bytes of arguments: the device takes {most} at most", to.len())))
+}
+
+impl GpuDevice {
+    pub(super) fn launch_one(&mut self, launch: &Launch<'_>) -> Result<Fence, Stop> {
+        let device::Kernel { function, .. } = *self.kernel(launch.program)?;
+        let limits = self.parts().limits;
+        let sizes = Sizes::new(launch.global, launch.local, &function, &limits)?;
+        let mut arguments = std::mem::take(&mut self.arguments);
+        let packed = self.pack(launch, &mut arguments, &limits);
+        let fence = packed.and_then(|()| {
+            self.queue.begin(Lane::Compute)?;
+            for span in launch.buffers {
+                let allocation = self.own(span)?;
+                allocation.uses.order(&mut self.queue, Lane::Compute, Access::Write)?;
+            }
+            let kernel = sizes.kernel(&function, &arguments);
+            self.timed(launch.timed, 1, |device| {
+                Ok(device.queue.stream(Lane::Compute).launch(&kernel)?)
+            })
+        });
+        self.arguments = arguments;
+        let fence = fence?;
+        for span in launch.buffers {
+            // Which of its buffers a kernel writes is not said.
+            self.own(span)?.uses.note(Lane::Compute, Access::Write, fence.0);
+        }
+        Ok(fence)
+    }
+
+    fn pack(
+        &self,
+        launch: &Launch<'_>,
+        to: &mut Vec<u8>,
+        limits: &LaunchLimits,
+    ) -> Result<(), Stop> {
+        let mut places = Vec::with_capacity(launch.buffers.len());
+        for span in launch.buffers {
+            places.push(DevicePointer(self.own(span)?.at.0 + span.offset));
+        }
+        pack(to, places.into_iter(), launch.values.iter().copied(), limits)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@
 //! Reading order: `driver` (the table of calls), `loading` (finding the libraries), `cuda` and
 //! `hip` (the tables), `renderer` (what clients are told); `handles` (owned, safe), `clerk` (the
 //! thread) and `closing` (its last work); `queue` (streams, order, completion), `memory`,
-//! `staging`, `registered`, `launch`, `watch`, `signal`; `device`, `transfer`, `relay`, `graph`;
-//! `apart` (in processes of their own); [`GpuPlatform`].
+//! `staging`, `registered`, `launch`, `watch`, `signal`; `device`, `transfer`, `relay`, `window`,
+//! `graph`; `apart` (in processes of their own); [`GpuPlatform`].
 
 mod apart;
 mod clerk;
@@ -45,6 +45,7 @@ mod staging;
 mod tables;
 mod transfer;
 mod watch;
+mod window;
 
 pub use apart::{WorkersConfig, drive};
 pub use clerk::settle;

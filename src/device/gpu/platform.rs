@@ -89,9 +89,10 @@ impl GpuConfig {
     /// From now on each session has a process of its own.
     #[must_use]
     pub fn apart(mut self, config: &WorkersConfig) -> GpuConfig {
-        let devices = self.devices.iter();
-        let workers = devices.map(|device| {
-            apart::of_device(config, self.vendor, &device.shared, self.kernel_time_max)
+        let workers = self.devices.iter().map(|Found { shared, .. }| {
+            let others = self.devices.iter();
+            let reaches = others.map(|other| apart::reaches(shared, &other.shared)).collect();
+            apart::of_device(config, self.vendor, shared, self.kernel_time_max, reaches)
         });
         self.workers = Some(workers.collect());
         self

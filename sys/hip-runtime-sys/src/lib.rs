@@ -16,7 +16,7 @@
     reason = "the names are those of HIP's headers"
 )]
 
-use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
 
 use libloading::Library;
 
@@ -54,6 +54,7 @@ opaque! {
     hipGraphExec_t = hipGraphExec,
     hipGraphNode_t = hipGraphNode,
     hipGraph_t = ihipGraph,
+    hipMemGenericAllocationHandle_t = ihipMemGenericAllocationHandle,
     hipMemPool_t = ihipMemPoolHandle_t,
     hipModule_t = ihipModule_t,
     hipStream_t = ihipStream_t,
@@ -98,6 +99,7 @@ pub const hipDeviceAttributeMaxGridDimZ: hipDeviceAttribute_t = 31;
 pub const hipDeviceAttributeMaxThreadsPerBlock: hipDeviceAttribute_t = 56;
 pub const hipDeviceAttributeMaxSharedMemoryPerBlock: hipDeviceAttribute_t = 74;
 pub const hipDeviceAttributeMemoryPoolsSupported: hipDeviceAttribute_t = 88;
+pub const hipDeviceAttributeVirtualMemoryManagementSupported: hipDeviceAttribute_t = 89;
 
 pub const hipEventDefault: c_uint = 0;
 pub const hipEventDisableTiming: c_uint = 2;
@@ -111,6 +113,7 @@ pub const HIP_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: hipFunction_attribute = 1;
 pub const hipMemAccessFlagsProtReadWrite: hipMemAccessFlags = 3;
 pub const hipMemAllocationTypePinned: hipMemAllocationType = 1;
 pub const hipMemHandleTypeNone: hipMemAllocationHandleType = 0;
+pub const hipMemHandleTypePosixFileDescriptor: hipMemAllocationHandleType = 1;
 pub const hipMemLocationTypeDevice: hipMemLocationType = 1;
 pub const hipMemPoolAttrReleaseThreshold: hipMemPoolAttr = 4;
 pub const hipMemcpyDeviceToDevice: hipMemcpyKind = 3;
@@ -168,6 +171,26 @@ pub struct hipMemLocation {
 pub struct hipMemAccessDesc {
     pub location: hipMemLocation,
     pub flags: hipMemAccessFlags,
+}
+
+/// What the headers have as a structure in a structure.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct hipMemAllocationFlags {
+    pub compressionType: c_uchar,
+    pub gpuDirectRDMACapable: c_uchar,
+    pub usage: c_ushort,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct hipMemAllocationProp {
+    pub type_: hipMemAllocationType,
+    /// From 7.0 on under a second name, in the plural.
+    pub requestedHandleType: hipMemAllocationHandleType,
+    pub location: hipMemLocation,
+    pub win32HandleMetaData: *mut c_void,
+    pub allocFlags: hipMemAllocationFlags,
 }
 
 #[repr(C)]
@@ -284,11 +307,46 @@ calls! {
     hipLaunchHostFunc(hipStream_t, hipHostFn_t, *mut c_void) -> hipError_t;
     hipMalloc(*mut *mut c_void, usize) -> hipError_t;
     hipMallocFromPoolAsync(*mut *mut c_void, usize, hipMemPool_t, hipStream_t) -> hipError_t;
+    hipMemAddressFree(*mut c_void, usize) -> hipError_t;
+    hipMemAddressReserve(
+        *mut *mut c_void,
+        usize,
+        usize,
+        *mut c_void,
+        c_ulonglong,
+    ) -> hipError_t;
+    hipMemCreate(
+        *mut hipMemGenericAllocationHandle_t,
+        usize,
+        *const hipMemAllocationProp,
+        c_ulonglong,
+    ) -> hipError_t;
+    hipMemExportToShareableHandle(
+        *mut c_void,
+        hipMemGenericAllocationHandle_t,
+        hipMemAllocationHandleType,
+        c_ulonglong,
+    ) -> hipError_t;
     hipMemGetInfo(*mut usize, *mut usize) -> hipError_t;
+    hipMemImportFromShareableHandle(
+        *mut hipMemGenericAllocationHandle_t,
+        *mut c_void,
+        hipMemAllocationHandleType,
+    ) -> hipError_t;
+    hipMemMap(
+        *mut c_void,
+        usize,
+        usize,
+        hipMemGenericAllocationHandle_t,
+        c_ulonglong,
+    ) -> hipError_t;
     hipMemPoolCreate(*mut hipMemPool_t, *const hipMemPoolProps) -> hipError_t;
     hipMemPoolDestroy(hipMemPool_t) -> hipError_t;
     hipMemPoolSetAccess(hipMemPool_t, *const hipMemAccessDesc, usize) -> hipError_t;
     hipMemPoolSetAttribute(hipMemPool_t, hipMemPoolAttr, *mut c_void) -> hipError_t;
+    hipMemRelease(hipMemGenericAllocationHandle_t) -> hipError_t;
+    hipMemSetAccess(*mut c_void, usize, *const hipMemAccessDesc, usize) -> hipError_t;
+    hipMemUnmap(*mut c_void, usize) -> hipError_t;
     hipMemcpyDtoDAsync(hipDeviceptr_t, hipDeviceptr_t, usize, hipStream_t) -> hipError_t;
     hipMemcpyDtoHAsync(*mut c_void, hipDeviceptr_t, usize, hipStream_t) -> hipError_t;
     hipMemcpyHtoDAsync(hipDeviceptr_t, *const c_void, usize, hipStream_t) -> hipError_t;

@@ -66,6 +66,7 @@ fn structures_have_the_layout_of_the_headers() {
     same_layout!(dim3 { x, y, z });
     same_layout!(hipMemLocation { type_, id });
     same_layout!(hipMemAccessDesc { location, flags });
+    same_layout!(hipMemAllocationProp { type_, location, win32HandleMetaData, allocFlags });
     same_layout!(hipMemPoolProps {
         allocType,
         handleTypes,
@@ -138,6 +139,8 @@ fn constants_are_those_of_the_headers() {
             hipDeviceAttribute_t_hipDeviceAttributeMaxThreadsPerBlock,
         hipDeviceAttributeMaxSharedMemoryPerBlock =
             hipDeviceAttribute_t_hipDeviceAttributeMaxSharedMemoryPerBlock,
+        hipDeviceAttributeVirtualMemoryManagementSupported =
+            hipDeviceAttribute_t_hipDeviceAttributeVirtualMemoryManagementSupported,
         hipDeviceAttributeMemoryPoolsSupported =
             hipDeviceAttribute_t_hipDeviceAttributeMemoryPoolsSupported,
         hipEventDefault = hipEventDefault,
@@ -150,11 +153,38 @@ fn constants_are_those_of_the_headers() {
             hipFunction_attribute_HIP_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
         hipMemAccessFlagsProtReadWrite = hipMemAccessFlags_hipMemAccessFlagsProtReadWrite,
         hipMemAllocationTypePinned = hipMemAllocationType_hipMemAllocationTypePinned,
+        hipMemHandleTypePosixFileDescriptor =
+            hipMemAllocationHandleType_hipMemHandleTypePosixFileDescriptor,
         hipMemHandleTypeNone = hipMemAllocationHandleType_hipMemHandleTypeNone,
         hipMemLocationTypeDevice = hipMemLocationType_hipMemLocationTypeDevice,
         hipMemPoolAttrReleaseThreshold = hipMemPoolAttr_hipMemPoolAttrReleaseThreshold,
         hipMemcpyDeviceToDevice = hipMemcpyKind_hipMemcpyDeviceToDevice,
     );
+}
+
+fn memory_calls() -> Vec<&'static str> {
+    let compared = same_calls!(
+        hipMemAddressFree(_, _),
+        hipMemAddressReserve(_, _, _, _, _),
+        hipMemCreate(_, _, _, _),
+        hipMemExportToShareableHandle(_, _, _, _),
+        hipMemGetInfo(_, _),
+        hipMemImportFromShareableHandle(_, _, _),
+        hipMemMap(_, _, _, _, _),
+        hipMemPoolCreate(_, _),
+        hipMemPoolDestroy(_),
+        hipMemPoolSetAccess(_, _, _),
+        hipMemPoolSetAttribute(_, _, _),
+        hipMemRelease(_),
+        hipMemSetAccess(_, _, _, _),
+        hipMemUnmap(_, _),
+        hipMemcpyDtoDAsync(_, _, _, _),
+        hipMemcpyDtoHAsync(_, _, _, _),
+        hipMemcpyHtoDAsync(_, _, _, _),
+        hipMemcpyPeerAsync(_, _, _, _, _, _),
+        hipMemsetAsync(_, _, _, _),
+    );
+    compared.to_vec()
 }
 
 #[test]
@@ -192,16 +222,6 @@ fn calls_have_the_types_of_the_headers() {
         hipLaunchHostFunc(_, _, _),
         hipMalloc(_, _),
         hipMallocFromPoolAsync(_, _, _, _),
-        hipMemGetInfo(_, _),
-        hipMemPoolCreate(_, _),
-        hipMemPoolDestroy(_),
-        hipMemPoolSetAccess(_, _, _),
-        hipMemPoolSetAttribute(_, _, _),
-        hipMemcpyDtoDAsync(_, _, _, _),
-        hipMemcpyDtoHAsync(_, _, _, _),
-        hipMemcpyHtoDAsync(_, _, _, _),
-        hipMemcpyPeerAsync(_, _, _, _, _, _),
-        hipMemsetAsync(_, _, _, _),
         hipModuleGetFunction(_, _, _),
         hipModuleLaunchKernel(_, _, _, _, _, _, _, _, _, _, _),
         hipModuleLoadData(_, _),
@@ -214,7 +234,11 @@ fn calls_have_the_types_of_the_headers() {
         hipStreamSynchronize(_),
         hipStreamWaitEvent(_, _, _),
     );
-    assert_eq!(compared, *ours::Runtime::CALLS);
+    let memory = memory_calls();
+    let is_of_memory = |name: &&str| name.starts_with("hipMem");
+    let (of_memory, others): (Vec<&str>, Vec<&str>) =
+        ours::Runtime::CALLS.iter().partition(|name| is_of_memory(name));
+    assert_eq!((&compared[..], &memory[..]), (&others[..], &of_memory[..]));
     let properties: unsafe extern "C" fn(_, _) -> _ = generated::hipGetDevicePropertiesR0600;
     let theirs = plain(type_name_of_val(&properties)).replace("hipDeviceProp_tR0600", "Room");
     let ours = plain(type_name::<ours::DeviceProperties>()).replace("PropertiesRoom", "Room");

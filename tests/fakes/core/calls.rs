@@ -53,7 +53,7 @@ pub(crate) struct AccessDescription {
     pub(super) flags: c_int,
 }
 
-const DEVICE_LOCATION: c_int = 1;
+pub(super) const DEVICE_LOCATION: c_int = 1;
 /// Registered memory is not written by devices, and need not be writable.
 const READ_ONLY: u32 = 8;
 
@@ -222,6 +222,12 @@ impl State {
         if allocation.is_freed {
             return Err(Memory::explain(Miss::Freed, what, at, bytes));
         }
+        let device = self.current_device()?;
+        if allocation.allowed.as_ref().is_some_and(|allowed| !allowed.contains(&device)) {
+            return wrong(&format!(
+                "{what}: {at:#x} is mapped, and device {device} may not use it"
+            ));
+        }
         Ok(())
     }
 
@@ -229,7 +235,9 @@ impl State {
     fn check_access(&self, what: &str, at: u64) -> Outcome<()> {
         let context = self.contexts.get(self.context()?)?;
         let Ok((_, allocation)) = self.memory.find(at, 1) else { return Ok(()) };
-        let is_allowed = allocation.device == context.device
+        // What is mapped has been looked at already.
+        let is_allowed = allocation.allowed.is_some()
+            || allocation.device == context.device
             || match allocation.pool {
                 Some(pool) => {
                     self.pools.find(pool).is_some_and(|pool| pool.allowed.contains(&context.device))

@@ -47,6 +47,8 @@ pub(super) struct Config {
     pub(super) fault: FaultReach,
     pub(super) races: bool,
     pub(super) pools: bool,
+    /// Memory can be shared with other processes.
+    pub(super) shares: bool,
     pub(super) integrated: bool,
     pub(super) hang_blocks: bool,
     /// Where real kernels are compiled to, if they are.
@@ -121,6 +123,7 @@ impl Config {
             },
             races: flag("RACES", true),
             pools: flag("POOLS", true),
+            shares: flag("SHARES", true),
             integrated: flag("INTEGRATED", false),
             hang_blocks: flag("HANG_BLOCKS", false),
             native: text("NATIVE").map(PathBuf::from),

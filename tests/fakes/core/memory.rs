@@ -25,6 +25,9 @@ unsafe extern "C" {
 }
 
 const READ_WRITE: c_int = 3;
+const SHARED: c_int = 1;
+/// `MAP_FIXED_NOREPLACE`.
+const AT_ADDRESS: c_int = 0x10_0000;
 /// `MAP_PRIVATE`, `MAP_ANONYMOUS`, `MAP_NORESERVE` and `MAP_FIXED_NOREPLACE`.
 const PRIVATE_AT_ADDRESS: c_int = 0x2 | 0x20 | 0x4000 | 0x10_0000;
 
@@ -44,7 +47,7 @@ const GAP_BYTES: u64 = 4096;
 
 /// Bytes of the host's that hold what a device's memory or pinned memory holds.
 #[derive(Debug)]
-struct Bytes {
+pub(super) struct Bytes {
     at: *mut u8,
     layout: Layout,
     /// Mapped to an address of its own.
@@ -74,7 +77,18 @@ impl Bytes {
         (at == wanted).then_some(Bytes { at: at.cast(), layout, is_mapped: true })?.filled()
     }
 
-    fn filled(self) -> Option<Bytes> {
+    /// The bytes of a file, at an address that nothing else has or anywhere.
+    pub(super) fn shared(file: c_int, bytes: usize, address: Option<u64>) -> Option<Bytes> {
+        let layout = Layout::from_size_align(bytes, 4096).ok()?;
+        let wanted = std::ptr::with_exposed_provenance_mut(size(address.unwrap_or(0)));
+        let flags = if address.is_some() { SHARED | AT_ADDRESS } else { SHARED };
+        // SAFETY: the kernel maps the file where nothing is, or refuses.
+        let at = unsafe { mmap(wanted, bytes, READ_WRITE, flags, file, 0) };
+        let is_there = at.addr() != usize::MAX && (address.is_none() || at == wanted);
+        is_there.then_some(Bytes { at: at.cast(), layout, is_mapped: true })
+    }
+
+    pub(super) fn filled(self) -> Option<Bytes> {
         let at = self.at;
         let fill = |from: usize, count: usize| {
             // SAFETY: the callers below stay inside the allocation.
@@ -112,6 +126,8 @@ pub(super) struct Allocation {
     pub(super) bytes: u64,
     pub(super) device: usize,
     pub(super) pool: Option<u64>,
+    /// Of what is mapped from a handle: the devices that may use it.
+    pub(super) allowed: Option<HashSet<usize>>,
     pub(super) context: u64,
     /// The stream has reached the allocation.
     pub(super) is_live: bool,
@@ -157,6 +173,13 @@ pub(super) enum Miss {
     Freed,
     /// It begins in an allocation and ends behind it, or lies between two.
     Beyond,
+}
+
+/// Where something is to be mapped, and whose memory it is.
+pub(super) struct Spot {
+    pub(super) at: u64,
+    pub(super) bytes: u64,
+    pub(super) device: usize,
 }
 
 #[derive(Debug)]
@@ -216,18 +239,48 @@ impl Memory {
         if bytes > self.free_bytes(device) {
             return Err(code::OUT_OF_MEMORY);
         }
-        let at = self.devices[device].next;
+        let at = self.addresses(device, bytes);
         let store = if self.is_direct { Bytes::at(at, bytes) } else { Bytes::new(bytes) };
         let store = store.ok_or(code::OUT_OF_MEMORY)?;
-        let place = &mut self.devices[device];
-        place.next = (at + bytes + GAP_BYTES).next_multiple_of(ALIGNMENT);
-        place.used_bytes += bytes;
-        let history = History::default();
-        self.live.insert(
-            at,
-            Allocation { store, bytes, device, pool, context, is_live, is_freed: false, history },
-        );
+        self.take(device, bytes);
+        let (allowed, is_freed, history) = (None, false, History::default());
+        let allocation =
+            Allocation { store, bytes, device, pool, allowed, context, is_live, is_freed, history };
+        self.live.insert(at, allocation);
         Ok(at)
+    }
+
+    /// Addresses that are not used twice.
+    pub(super) fn addresses(&mut self, device: usize, bytes: u64) -> u64 {
+        let at = self.devices[device].next;
+        self.devices[device].next = (at + bytes + GAP_BYTES).next_multiple_of(ALIGNMENT);
+        at
+    }
+
+    /// Memory of a device of this machine, or of another process's that has more of them.
+    pub(super) fn take(&mut self, device: usize, bytes: u64) {
+        if let Some(device) = self.devices.get_mut(device) {
+            device.used_bytes += bytes;
+        }
+    }
+
+    pub(super) fn give(&mut self, device: usize, bytes: u64) {
+        if let Some(device) = self.devices.get_mut(device) {
+            device.used_bytes -= bytes;
+        }
+    }
+
+    pub(super) fn is_direct(&self) -> bool {
+        self.is_direct
+    }
+
+    /// Bytes that are counted elsewhere appear at addresses that nothing has.
+    pub(super) fn map(&mut self, Spot { at, bytes, device }: Spot, store: Bytes) {
+        let (history, allowed) = (History::default(), Some(HashSet::new()));
+        let (pool, context, is_live, is_freed) = (None, 0, true, false);
+        let mapping =
+            Allocation { store, bytes, device, pool, allowed, context, is_live, is_freed, history };
+        self.live.insert(at, mapping);
     }
 
     /// The memory counts as free from the moment its free is enqueued.
@@ -240,8 +293,8 @@ impl Memory {
     /// Gives the bytes back.
     pub(super) fn drop_allocation(&mut self, at: u64) {
         let Some(allocation) = self.live.remove(&at) else { return };
-        if !allocation.is_freed {
-            self.devices[allocation.device].used_bytes -= allocation.bytes;
+        if !allocation.is_freed && allocation.allowed.is_none() {
+            self.give(allocation.device, allocation.bytes);
         }
         self.freed.insert(at, allocation.bytes);
         if self.freed.len() > FREED_MAX {

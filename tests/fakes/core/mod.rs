@@ -3,10 +3,10 @@
 //!
 //! Each face (`cuda.rs`, `hip.rs`, `nvrtc.rs`, `comgr.rs`) declares the C names of one library and
 //! calls in here. Reading order: [`files`] and [`config`] (what comes from the environment),
-//! [`table`] (handles), [`memory`], [`clock`] (what races), [`stream`] (enqueueing and the
-//! executor), [`kernel`] and [`image`] (what kernels do and how they are found), [`graph`],
-//! [`objects`] (contexts, streams, events, ledger), [`calls`] (what faces share), [`source`] (the
-//! compilers).
+//! [`table`] (handles), [`memory`], [`share`] (what processes share), [`clock`] (what races),
+//! [`stream`] (enqueueing and the executor), [`kernel`] and [`image`] (what kernels do and how they
+//! are found), [`graph`], [`objects`] (contexts, streams, events, ledger), [`calls`] (what faces
+//! have in common), [`source`] (the compilers).
 //!
 //! # What is checked
 //!
@@ -50,6 +50,7 @@ mod memory;
 mod module;
 mod native;
 mod objects;
+pub(crate) mod share;
 pub(crate) mod source;
 mod stream;
 pub(crate) mod table;
@@ -155,6 +156,10 @@ pub(crate) struct State {
     streams: Table<Stream>,
     events: Table<Event>,
     pools: Table<memory::Pool>,
+    /// Memory without an address.
+    handles: Table<share::Physical>,
+    /// Addresses for it, with their number.
+    reserved: BTreeMap<u64, u64>,
     modules: Table<Module>,
     functions: Table<Function>,
     graphs: Table<graph::Graph>,
@@ -184,6 +189,8 @@ impl State {
             streams: Table::new(Kind::Stream),
             events: Table::new(Kind::Event),
             pools: Table::new(Kind::Pool),
+            handles: Table::new(Kind::Memory),
+            reserved: BTreeMap::new(),
             modules: Table::new(Kind::Module),
             functions: Table::new(Kind::Function),
             graphs: Table::new(Kind::Graph),

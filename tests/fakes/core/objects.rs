@@ -57,6 +57,8 @@ struct Holdings {
     streams: usize,
     events: usize,
     pools: usize,
+    handles: usize,
+    reserved: usize,
     modules: usize,
     graphs: usize,
     execs: usize,
@@ -69,12 +71,14 @@ struct Holdings {
 impl std::fmt::Display for Holdings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Holdings { contexts, streams, events, pools, modules, graphs, execs, .. } = self;
+        let Holdings { handles, reserved, .. } = self;
         let Holdings { allocations, device_bytes, pinned, pinned_bytes, .. } = self;
         write!(
             f,
             "contexts={contexts} streams={streams} events={events} pools={pools} \
              modules={modules} graphs={graphs} graph_execs={execs} allocations={allocations} \
-             device_bytes={device_bytes} pinned={pinned} pinned_bytes={pinned_bytes}"
+             device_bytes={device_bytes} pinned={pinned} pinned_bytes={pinned_bytes} \
+             handles={handles} reserved={reserved}"
         )
     }
 }
@@ -432,6 +436,8 @@ impl State {
         if of.is_none() {
             held.contexts = self.contexts.len() - self.implicit.len();
             held.pools = self.pools.len();
+            held.handles = self.handles.len();
+            held.reserved = self.reserved.len();
         }
         let alive = |stream: &Stream| is_own(stream.context) && !stream.is_dying;
         held.streams = self.streams.iter().filter(|(_, stream)| alive(stream)).count();

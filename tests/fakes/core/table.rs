@@ -22,9 +22,10 @@ pub(crate) enum Kind {
     Compiler,
     Data,
     Info,
+    Memory,
 }
 
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 13] = [
     "context",
     "stream",
     "event",
@@ -37,6 +38,7 @@ const KINDS: [&str; 12] = [
     "compiler object",
     "data object",
     "action info",
+    "memory",
 ];
 
 impl Kind {

@@ -172,17 +172,46 @@ calls! {
             *mut *mut c_void,
             *mut *mut c_void,
         );
+        cuMemAddressFree(sys::CUdeviceptr, usize);
+        cuMemAddressReserve(*mut sys::CUdeviceptr, usize, usize, sys::CUdeviceptr, c_ulonglong);
         cuMemAllocFromPoolAsync(*mut sys::CUdeviceptr, usize, sys::CUmemoryPool, sys::CUstream);
         cuMemAlloc_v2(*mut sys::CUdeviceptr, usize);
+        cuMemCreate(
+            *mut sys::CUmemGenericAllocationHandle,
+            usize,
+            *const sys::CUmemAllocationProp,
+            c_ulonglong,
+        );
+        cuMemExportToShareableHandle(
+            *mut c_void,
+            sys::CUmemGenericAllocationHandle,
+            sys::CUmemAllocationHandleType,
+            c_ulonglong,
+        );
         cuMemFreeAsync(sys::CUdeviceptr, sys::CUstream);
         cuMemFree_v2(sys::CUdeviceptr);
         cuMemGetInfo_v2(*mut usize, *mut usize);
         cuMemHostRegister_v2(*mut c_void, usize, c_uint);
         cuMemHostUnregister(*mut c_void);
+        cuMemImportFromShareableHandle(
+            *mut sys::CUmemGenericAllocationHandle,
+            *mut c_void,
+            sys::CUmemAllocationHandleType,
+        );
+        cuMemMap(
+            sys::CUdeviceptr,
+            usize,
+            usize,
+            sys::CUmemGenericAllocationHandle,
+            c_ulonglong,
+        );
         cuMemPoolCreate(*mut sys::CUmemoryPool, *const sys::CUmemPoolProps);
         cuMemPoolDestroy(sys::CUmemoryPool);
         cuMemPoolSetAccess(sys::CUmemoryPool, *const sys::CUmemAccessDesc, usize);
         cuMemPoolSetAttribute(sys::CUmemoryPool, sys::CUmemPool_attribute, *mut c_void);
+        cuMemRelease(sys::CUmemGenericAllocationHandle);
+        cuMemSetAccess(sys::CUdeviceptr, usize, *const sys::CUmemAccessDesc, usize);
+        cuMemUnmap(sys::CUdeviceptr, usize);
         cuMemcpyDtoDAsync_v2(sys::CUdeviceptr, sys::CUdeviceptr, usize, sys::CUstream);
         cuMemcpyDtoHAsync_v2(*mut c_void, sys::CUdeviceptr, usize, sys::CUstream);
         cuMemcpyHtoDAsync_v2(sys::CUdeviceptr, *const c_void, usize, sys::CUstream);

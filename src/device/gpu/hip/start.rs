@@ -35,7 +35,7 @@ fn find() -> Result<Loaded, Absent> {
     if number < VERSION_MIN {
         return Err(too_old(None));
     }
-    let hip = Hip { calls };
+    let hip = Hip { calls, version: number };
     let refused = |code| start_failure(code, &hip.describe(code), &path, &version);
     // SAFETY: the call takes a number that has to be zero.
     check(unsafe { (hip.calls.hipInit)(0) }).map_err(refused)?;
