@@ -344,6 +344,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn shared_memory_is_free_once_no_account_has_it() {
+        let budget = Arc::new(Budget::new(100));
+        let accounts = [Account::open(&budget, 1).unwrap(), Account::open(&budget, 1).unwrap()];
+        let [ends, goes] = [(); 2].map(|()| Arc::new(Charge::new(&budget, 10).unwrap()));
+        for charge in [&ends, &goes] {
+            accounts.each_ref().map(|account| account.hold(charge));
+        }
+        accounts.each_ref().map(|account| account.let_go(&goes));
+        drop(goes);
+        drop(ends);
+        assert_eq!(budget.used(), 12);
+        accounts[0].close();
+        assert_eq!(budget.used(), 11);
+        accounts[1].close();
+        assert_eq!(budget.used(), 0);
+        let late = Arc::new(Charge::new(&budget, 10).unwrap());
+        accounts[0].hold(&late);
+        drop(late);
+        assert_eq!(budget.used(), 0, "a closed account holds nothing");
+    }
+
+    #[test]
     fn charge_past_its_budget_draws_on_the_reserve_and_gives_all_back() {
         let buffers = Arc::new(Budget::new(100));
         let staging = Arc::new(Budget::of_staging(10, Arc::clone(&buffers)));

@@ -45,6 +45,9 @@ pub(crate) use call;
 
 pub(crate) type Handle = *mut c_void;
 
+/// Of shared memory: what it comes in multiples of.
+pub(crate) const SHARED_BYTES: usize = 2 << 20;
+
 /// A context of the CUDA fake, current on this thread, with what most scenarios do to it.
 pub(crate) struct Cuda {
     pub(crate) library: Library,
@@ -100,6 +103,30 @@ impl Cuda {
         ok(call!(self.library,
             cuMemPoolCreate(&raw mut pool => *mut Handle, at => *const i32)));
         pool
+    }
+
+    /// Addresses where shared memory of the device is mapped, which may use it or not, and its
+    /// handle.
+    pub(crate) fn mapped(&self, device: c_int, may_use: bool) -> (u64, u64) {
+        let properties = [1, 1, 1, device, 0, 0, 0, 0];
+        let (mut handle, mut at) = (0, 0);
+        let list: *const c_int = properties.as_ptr();
+        ok(call!(self.library, cuMemCreate(
+            &raw mut handle => *mut u64, SHARED_BYTES => usize, list => *const c_int, 0 => u64)));
+        ok(call!(self.library, cuMemAddressReserve(
+            &raw mut at => *mut u64, SHARED_BYTES => usize, 0 => usize, 0 => u64, 0 => u64)));
+        ok(call!(self.library, cuMemMap(
+            at => u64, SHARED_BYTES => usize, 0 => usize, handle => u64, 0 => u64)));
+        if may_use {
+            let map = [1, device, 3];
+            ok(call!(self.library, cuMemSetAccess(
+                at => u64, SHARED_BYTES => usize, map.as_ptr() => *const c_int, 1 => usize)));
+        }
+        (at, handle)
+    }
+
+    pub(crate) fn unmap(&self, at: u64) -> c_int {
+        call!(self.library, cuMemUnmap(at => u64, SHARED_BYTES => usize))
     }
 
     pub(crate) fn pool_alloc(&self, pool: Handle, bytes: usize, stream: Handle) -> u64 {

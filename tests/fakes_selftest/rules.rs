@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_uint};
 use std::ptr;
 
-use super::driver::{Cuda, Handle, Library, call, ok, packed};
+use super::driver::{Cuda, Handle, Library, SHARED_BYTES, call, ok, packed};
 use super::scenario;
 
 /// Declares a test that breaks a rule and finds it in the report: class, and some of the words.
@@ -21,6 +21,37 @@ macro_rules! broken {
 }
 
 broken! {
+    shared_memory_used_by_a_device_that_may_not_is_found: "protocol", "may not use it", || {
+        let cuda = Cuda::start();
+        let (stream, up) = (cuda.stream(), cuda.pinned(4));
+        let (at, _) = cuda.mapped(0, false);
+        assert_eq!(cuda.copy_in(at, up, stream), 1);
+    };
+    shared_memory_unmapped_under_its_work_is_found: "protocol", "unmapped before its work", || {
+        let cuda = Cuda::start();
+        let (stream, up) = (cuda.stream(), cuda.pinned(4));
+        let (_, spin) = cuda.kernel("spin_us_", "i");
+        let (at, _) = cuda.mapped(0, true);
+        ok(cuda.launch(spin, (1, 1), &packed(&[], &[200_000]), stream));
+        ok(cuda.copy_in(at, up, stream));
+        cuda.unmap(at);
+    };
+    shared_memory_unmapped_twice_is_found: "protocol", "which are not mapped", || {
+        let cuda = Cuda::start();
+        let (at, _) = cuda.mapped(0, true);
+        ok(cuda.unmap(at));
+        assert_eq!(cuda.unmap(at), 1);
+    };
+    addresses_freed_while_something_is_mapped_are_found: "protocol", "freed that are mapped", || {
+        let cuda = Cuda::start();
+        let (at, _) = cuda.mapped(0, true);
+        ok(call!(cuda.library, cuMemAddressFree(at => u64, SHARED_BYTES => usize)));
+    };
+    shared_memory_whose_handle_is_kept_is_a_leak: "leak", "handles=1 reserved=1", || {
+        let cuda = Cuda::start();
+        cuda.mapped(0, true);
+        cuda.end();
+    };
     copy_without_an_event_before_it_races: "race", "nothing orders the two", || {
         let cuda = Cuda::start();
         let [one, two] = [cuda.stream(), cuda.stream()];

@@ -6,6 +6,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CStr, c_void};
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr;
@@ -103,6 +104,7 @@ fn driver(
         .args(["--exact", &name, "--nocapture"])
         .env("LD_LIBRARY_PATH", folder)
         .env("FAKE_GPU_DEVICES", "2")
+        .env("FAKE_HIP_VERSION", "70253211")
         .env("FAKE_GPU_REPORT", report.path())
         .output()
         .expect("a test can be started");
@@ -223,6 +225,7 @@ fn every_call(driver: &'static dyn Driver, image: &[u8]) {
     descriptions(driver);
     let session = Session::new(driver, Ordinal(0));
     memory(&session);
+    shared_memory(&session);
     events_and_host_functions(&session);
     refused_images(driver);
     let module = driver.module_load(image).expect("the image is for this device");
@@ -270,6 +273,36 @@ fn memory(session: &Session) {
     // SAFETY: pool and stream are alive.
     let too_much = unsafe { driver.pool_alloc(session.pool, 1 << 50, session.stream) };
     assert_eq!(too_much.map_err(|code| driver.kind(code)), Err(Kind::OutOfMemory));
+}
+
+/// Memory that is mapped twice, the second time by its descriptor.
+fn shared_memory(session: &Session) {
+    const BYTES: u64 = 2 << 20;
+    let (driver, device) = (session.driver, Ordinal(0));
+    if !driver.device_info(device).expect("a device").has_shareable_memory {
+        return;
+    }
+    let made = driver.handle_create(device, BYTES).expect("memory");
+    let descriptor = call!(driver.handle_export(made));
+    let imported = driver.handle_import(descriptor.as_fd()).expect("the descriptor's memory");
+    drop(descriptor);
+    let places = [made, imported].map(|handle| {
+        let at = driver.addresses_reserve(BYTES).expect("addresses");
+        call!(driver.handle_map(at, BYTES, handle));
+        call!(driver.mapping_allow(at, BYTES, device));
+        call!(driver.handle_release(handle));
+        at
+    });
+    let numbers: Vec<u32> = (0..COUNT).rev().collect();
+    session.write(places[0], &numbers);
+    assert_eq!(session.read(places[1]), numbers);
+    for at in places {
+        call!(driver.handle_unmap(at, BYTES));
+        call!(driver.addresses_free(at, BYTES));
+    }
+    let none = tempfile::tempfile().expect("a temporary file");
+    let refused = driver.handle_import(none.as_fd()).map_err(|code| driver.kind(code));
+    assert!(refused.is_err(), "a file is no memory of a device");
 }
 
 /// Says that the stream was here.
