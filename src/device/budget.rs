@@ -349,9 +349,9 @@ mod tests {
         let accounts = [Account::open(&budget, 1).unwrap(), Account::open(&budget, 1).unwrap()];
         let [ends, goes] = [(); 2].map(|()| Arc::new(Charge::new(&budget, 10).unwrap()));
         for charge in [&ends, &goes] {
-            accounts.each_ref().map(|account| account.hold(charge));
+            accounts.iter().for_each(|account| account.hold(charge));
         }
-        accounts.each_ref().map(|account| account.let_go(&goes));
+        accounts.iter().for_each(|account| account.let_go(&goes));
         drop(goes);
         drop(ends);
         assert_eq!(budget.used(), 12);

@@ -241,7 +241,9 @@ impl Remote {
         let is_it = |window: &Window| Rc::ptr_eq(&window.source, source);
         let Some(at) = self.windows.iter().position(is_it) else {
             let is_long = bytes >= DeviceLimits::WINDOW_COPY_BYTES_MIN;
-            if is_long && !source.is_closed.get() && self.may_share(source) {
+            // The copy that comes after it takes what is kept for a call.
+            let has_room = is_long && self.link.has_room();
+            if has_room && !source.is_closed.get() && self.may_share(source) {
                 self.open_window(source)?;
             }
             return Ok(None);
@@ -262,22 +264,19 @@ impl Remote {
         Ok(matches!(self.windows[at].state, State::Open(_)).then_some(at))
     }
 
-    /// Asks both workers for a window. Where there is no memory for one now, later.
+    /// Asks both workers for a window. Where something is missing for one now, later.
     fn open_window(&mut self, source: &Rc<Orders>) -> Result<(), DeviceError> {
         let Ok(charge) = Charge::new(&source.memory, WINDOW_BYTES) else { return Ok(()) };
-        let Some(segment) = self.link.imports.reserve() else { return Ok(()) };
+        let Ok((outcome, status)) = self.link.room_for_outcome() else { return Ok(()) };
         let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
-        let Ok((ours, theirs)) = rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)
-        else {
-            self.link.imports.release(segment);
-            return Ok(());
-        };
+        let channel = rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None);
+        let Ok((ours, theirs)) = channel else { return Ok(()) };
+        let Some(segment) = self.link.imports.reserve() else { return Ok(()) };
         let memory = Rc::new(Shared { segment: Cell::default(), charge: Arc::new(charge) });
         self.account.hold(&memory.charge);
         let order = Order::Share { memory: Rc::clone(&memory), channel: theirs };
         let shared = source.signalled(order);
         self.link.wait(&shared)?;
-        let (outcome, status) = self.link.room_for_outcome()?;
         let open = Packet::OpenShared { segment, bytes: WINDOW_BYTES, status };
         let fence = self.link.enqueue_with(&open, ours)?;
         self.link.hold(fence, outcome.block());
