@@ -316,39 +316,48 @@ fn session(client: &Client, command: &str, index: u64) -> String {
     command.replace(&client.session(0), &client.session(index))
 }
 
+/// A server copies between two devices, alone and in graphs.
+pub(crate) fn copies_of_a_server(
+    device: &str,
+    isolation: &str,
+    environment: &[(&str, &str)],
+    watch: &Watch,
+) {
+    let server = crate::server::server(device, isolation, watch);
+    let server = environment.iter().fold(server, |server, (name, value)| server.env(name, value));
+    let server = server.start();
+    let mut client = Client::connect(server.address(), "apart");
+    let (bytes, blob, zeros) = (LONG as u64, pattern(LONG), vec![0; LONG]);
+    let begin = [client.alloc(1, bytes), client.copy_in(1, &blob)];
+    client.batch(&begin, &[&blob]).ok();
+    let (here, there) = (client.session(0), client.key(1));
+    let copy = format!("Transfer({here}, buffer_num=1, dsession={there}, dbuffer_num=2)");
+    let out = session(&client, &client.copy_out(2), 1);
+    // What comes behind, in either session, comes after it.
+    let commands = [
+        session(&client, &client.alloc(2, bytes), 1),
+        copy.clone(),
+        client.copy_in(1, &zeros),
+        out.clone(),
+    ];
+    assert!(client.batch(&commands, &[&zeros]).ok() == blob, "{device}");
+    let graph =
+        format!("GraphAlloc({here}, graph_num=1, jit_cache=({copy},), bufs=(), var_vals={{}})");
+    let run = format!("GraphExec({here}, graph_num=1, bufs=(), var_vals={{}}, wait=False)");
+    let commands = [graph, run.clone(), client.copy_in(1, &blob), out.clone()];
+    assert!(client.batch(&commands, &[&blob]).ok() == zeros, "{device}");
+    let commands = [run, client.copy_in(1, &zeros), out];
+    assert!(client.batch(&commands, &[&zeros]).ok() == blob, "{device}");
+    drop(client);
+    assert_eq!(server.stop().code(), Some(0));
+    watch.assert_clean();
+    let by_driver = ["cuMemcpyPeerAsync", "hipMemcpyPeerAsync"].map(|call| watch.calls(call));
+    assert_eq!(by_driver, [0, 0]);
+}
+
 #[test]
 fn server_copies_between_devices_apart_alone_and_in_graphs() {
     for device in ["cuda", "hip"] {
-        let watch = Watch::new(&[device]);
-        let server = crate::server::server(device, "process", &watch);
-        let server = APART.iter().fold(server, |server, (name, value)| server.env(name, value));
-        let server = server.start();
-        let mut client = Client::connect(server.address(), "apart");
-        let (bytes, blob, zeros) = (LONG as u64, pattern(LONG), vec![0; LONG]);
-        let begin = [client.alloc(1, bytes), client.copy_in(1, &blob)];
-        client.batch(&begin, &[&blob]).ok();
-        let (here, there) = (client.session(0), client.key(1));
-        let copy = format!("Transfer({here}, buffer_num=1, dsession={there}, dbuffer_num=2)");
-        let out = session(&client, &client.copy_out(2), 1);
-        // What comes behind, in either session, comes after it.
-        let commands = [
-            session(&client, &client.alloc(2, bytes), 1),
-            copy.clone(),
-            client.copy_in(1, &zeros),
-            out.clone(),
-        ];
-        assert!(client.batch(&commands, &[&zeros]).ok() == blob, "{device}");
-        let graph =
-            format!("GraphAlloc({here}, graph_num=1, jit_cache=({copy},), bufs=(), var_vals={{}})");
-        let run = format!("GraphExec({here}, graph_num=1, bufs=(), var_vals={{}}, wait=False)");
-        let commands = [graph, run.clone(), client.copy_in(1, &blob), out.clone()];
-        assert!(client.batch(&commands, &[&blob]).ok() == zeros, "{device}");
-        let commands = [run, client.copy_in(1, &zeros), out];
-        assert!(client.batch(&commands, &[&zeros]).ok() == blob, "{device}");
-        drop(client);
-        assert_eq!(server.stop().code(), Some(0));
-        watch.assert_clean();
-        let by_driver = ["cuMemcpyPeerAsync", "hipMemcpyPeerAsync"].map(|call| watch.calls(call));
-        assert_eq!(by_driver, [0, 0]);
+        copies_of_a_server(device, "process", &APART, &Watch::new(&[device]));
     }
 }

@@ -7,7 +7,9 @@ use outboard::device::shared::Budget;
 use outboard::device::{Device, Platform, Program, Quota, Region, Source, Span};
 
 use crate::apart::{Server, apart_on_fakes, clean};
+use crate::relay::copies_of_a_server;
 use crate::rig::*;
+use crate::support::fakes::{self, Watch};
 
 /// Two devices, of a runtime that shares memory.
 const TWO: [(&str, &str); 2] = [("FAKE_GPU_DEVICES", "2"), ("FAKE_HIP_VERSION", "70253211")];
@@ -415,4 +417,29 @@ fn source_goes_on_when_its_destination_is_killed_in_a_copy() {
         let rest = read_span(&mut *pair.first, from, 4 * THREADS as u64, 8);
         assert_eq!(rest, [4, 0, 0, 0, 4, 0, 0, 0]);
     });
+}
+
+#[test]
+fn server_copies_between_workers_through_a_window_alone_and_in_graphs() {
+    for device in ["cuda", "hip"] {
+        let watch = Watch::of_confined(&[device]);
+        // Workers get little of the server's environment: their library carries it.
+        let mut settings = "DEVICES=2".to_owned();
+        if device == "hip" {
+            settings += ";VERSION=70253211";
+        }
+        for (name, value) in watch.environment() {
+            if let Some(name) = name.strip_prefix("FAKE_GPU_") {
+                settings += &format!(";{name}={value}");
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        fakes::with_settings(device, &settings, folder.path());
+        let folder = folder.path().to_str().unwrap();
+        copies_of_a_server(device, "session", &[("LD_LIBRARY_PATH", folder)], &watch);
+        let calls = |names: [&str; 2]| names.map(|name| watch.calls(name)).iter().sum::<usize>();
+        assert_eq!(calls(["cuMemImportFromShareableHandle", "hipMemImportFromShareableHandle"]), 1);
+        // Two runs of the graph, two pieces each, out and in.
+        assert_eq!(calls(["cuMemcpyDtoDAsync_v2", "hipMemcpyDtoDAsync"]), 8, "{device}");
+    }
 }

@@ -21,16 +21,16 @@ thread_local! {
     pub(super) static CALL: Cell<&'static str> = const { Cell::new("no call") };
 }
 
-fn opened(variable: &str) -> Option<File> {
-    let path = std::env::var_os(variable)?;
+fn opened(name: &str) -> Option<File> {
+    let path = super::setting(name)?;
     OpenOptions::new().append(true).create(true).open(path).ok()
 }
 
 fn files() -> &'static Files {
     FILES.get_or_init(|| Files {
-        report: opened("FAKE_GPU_REPORT"),
-        trace: opened("FAKE_GPU_TRACE"),
-        ledger: opened("FAKE_GPU_LEDGER"),
+        report: opened("REPORT"),
+        trace: opened("TRACE"),
+        ledger: opened("LEDGER"),
     })
 }
 
