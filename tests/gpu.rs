@@ -43,6 +43,8 @@ const GRAPH_KERNELS: usize = 1_000;
 const LARGE_BYTES: u64 = 8 << 30;
 const SMALL_BYTES: u64 = 256 << 20;
 const PIECE_BYTES: usize = 16 << 20;
+/// What is copied between two sessions of GPUs.
+const COPIED_BYTES: u64 = 256 << 20;
 /// `--kernel-timeout` of the servers that get a kernel without end.
 const KERNEL_SECONDS: &str = "2";
 /// Until such a kernel is noticed and its session ended, at most.
@@ -197,6 +199,44 @@ fn large_buffer_comes_back_as_it_was(place: &Place) {
         place.device,
         gigabytes / up,
         gigabytes / down
+    ));
+}
+
+/// Copies between two sessions, of two devices where there are as many. On a GPU the first of them
+/// goes another way than those after it.
+fn copies_between_sessions_arrive(place: &Place) {
+    let bytes = if place.is_gpu() { COPIED_BYTES } else { COPIED_BYTES / 8 };
+    let server = place.builder().start();
+    let mut session = Session::begin(server.address(), "source");
+    let client = &mut session.client;
+    let (here, index) = (client.session(0), u64::from(place.count > 1));
+    let there = client.key(index).replace("'source'", "'target'");
+    let at_target = |command: &str| command.replace(&here, &format!("session={there}"));
+    let begin = [
+        client.alloc(1, bytes),
+        client.alloc(4, 8),
+        at_target(&client.alloc(2, bytes)),
+        at_target(&client.alloc(3, 8)),
+    ];
+    client.batch(&begin, &[]).ok();
+    let transfer = format!("Transfer({here}, buffer_num=1, dsession={there}, dbuffer_num=2)");
+    let mut rates = Vec::new();
+    for seed in 0..4 {
+        let blob = bytes_of(&values(seed, usize::try_from(bytes / 4).unwrap()));
+        // What is read is there once the device has done what came before.
+        client.batch(&[client.copy_in(1, &blob), client.copy_out(4)], &[&blob]).ok();
+        let (began, at_end) = (Instant::now(), at_target(&client.copy_out(3)));
+        client.batch(&[transfer.clone(), at_end], &[]).ok();
+        rates.push(format!("{:.2}", bytes as f64 / 1e9 / seconds(began)));
+        let read = at_target(&client.copy_out(2));
+        assert!(client.batch(&[read], &[]).ok() == blob, "copy {seed} is something else");
+    }
+    announce(&format!(
+        "{} MiB from a session of a {} to one of {}: {} GB/s",
+        bytes >> 20,
+        place.device,
+        if index == 0 { "the same" } else { "another" },
+        rates.join(", "),
     ));
 }
 
@@ -403,6 +443,7 @@ bodies! {
         sessions_at_once_each_compute: many_sessions_at_once;
         graph_of_1000_kernels_follows_its_dependencies: long_graph_follows_its_dependencies;
         large_buffer_sent_up_comes_down_as_it_was: large_buffer_comes_back_as_it_was;
+        copies_between_two_sessions_arrive: copies_between_sessions_arrive;
         illegal_write_costs_its_session: |place| {
             fault_costs_its_session(place, kernels::illegal_write);
         };
