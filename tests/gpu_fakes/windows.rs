@@ -357,6 +357,35 @@ fn end_of_one_session_gives_the_others_part_of_the_window_back() {
     });
 }
 
+#[test]
+fn window_is_zeroed_before_another_worker_has_it() {
+    let name = "windows::window_is_zeroed_before_another_worker_has_it";
+    let environment = [TWO[0], TWO[1], ("FAKE_GPU_LAG_US", "20000")];
+    let body = |vendor| {
+        let mut pair = Pair::new(vendor);
+        let from = pair.source(&filled(4, 4, 300_000));
+        let to = pair.second.alloc(from.bytes()).unwrap();
+        pair.settle();
+        pair.copy(&to, &from);
+        pair.settle();
+        drop((from, to));
+        pair.finish();
+    };
+    apart_on_fakes(name, &environment, body, |ran| {
+        ran.watch.assert_clean();
+        let [taking, zeroing] = match ran.vendor {
+            Vendor::Nvidia => ["cuMemImportFromShareableHandle ", "cuMemsetD8Async "],
+            Vendor::Amd => ["hipMemImportFromShareableHandle ", "hipMemsetAsync "],
+        };
+        let trace = ran.watch.trace();
+        let before: Vec<&str> =
+            trace.lines().take_while(|line| !line.starts_with(taking)).collect();
+        assert!(before.len() < trace.lines().count(), "nobody took a window");
+        let count = |start: &str| before.iter().filter(|line| line.starts_with(start)).count();
+        assert_eq!(count(zeroing), count(&format!("# ran {zeroing}")), "{:?}", ran.vendor);
+    });
+}
+
 /// Kills the worker of the session that was opened as this one from the end.
 fn kill(from_the_end: usize) {
     let mut children: Vec<i32> = Vec::new();
