@@ -97,8 +97,8 @@ pub(crate) fn measure(client: &mut Client, setting: &Setting, results: &mut Resu
     Ok(())
 }
 
-/// One large copy from a server to another, again and again. It is over when the other has it: a
-/// small buffer that it is asked for comes behind it.
+/// One large copy from a server to another, again and again, into the same buffer and into a new one
+/// each time. It is over when the other has it: a small buffer that it is asked for comes behind it.
 pub(crate) fn transfer(setting: &Setting, to: SocketAddr) -> Result<Results> {
     let mut near = Client::connect(setting.address, setting.spin)?;
     let mut far = Client::connect(to, setting.spin)?;
@@ -113,14 +113,25 @@ pub(crate) fn transfer(setting: &Setting, to: SocketAddr) -> Result<Results> {
          dbuffer_num={BUFFER})"
     )]));
     let settle = far.batch(&list(&[client::copy_out(&far_session, 1)]));
-    let mut once = || {
+    let mut once = |far: &mut Client| {
         let began = Instant::now();
         near.request(&transfer)?;
         far.request(&settle)?;
         Ok(began.elapsed())
     };
-    let first = once()?.as_secs_f64();
-    let mut times = repeated(setting.counts, once)?;
+    // As in `measure`, the memory of the first two copies is new to the process.
+    let first = once(&mut far)?.as_secs_f64();
+    let second = once(&mut far)?.as_secs_f64();
+    let mut times = repeated(setting.counts, || once(&mut far))?;
+    let text = [
+        client::buffer_free(&far_session, BUFFER),
+        client::buffer_alloc(&far_session, BUFFER, BULK_BYTES),
+    ];
+    let renew = far.batch(&list(&text));
+    let mut fresh = repeated(setting.counts, || {
+        far.request(&renew)?;
+        once(&mut far)
+    })?;
     if far.request(&read)? != pattern {
         return Err("the bytes that came to the other server are not those that were sent".into());
     }
@@ -129,7 +140,10 @@ pub(crate) fn transfer(setting: &Setting, to: SocketAddr) -> Result<Results> {
         results.insert(name.to_owned(), json!(BULK_BYTES as f64 / seconds / 1e9));
     };
     report("transfer_256_mib_first_gbs", first);
+    report("transfer_256_mib_second_gbs", second);
     report("transfer_256_mib_gbs", median(&mut times));
+    report("transfer_256_mib_slowest_gbs", times.last().copied().unwrap_or_default());
+    report("transfer_256_mib_fresh_gbs", median(&mut fresh));
     small_transfers(&mut near, &mut far, setting, &mut results)?;
     Ok(results)
 }
