@@ -14,7 +14,9 @@ mod support;
 
 use support::Server;
 use support::skip::skip;
-use support::tinygrad::{self, Reference, Run, announce, client, report_last_line, script_path};
+use support::tinygrad::{
+    self, LeftOut, Reference, Run, announce, client, report_last_line, script_path,
+};
 
 /// Devices that the client opens on the one server; the files ask for up to six.
 const DEVICES: usize = 6;
@@ -103,23 +105,45 @@ fn suite(file: &str, passing: usize, limit_seconds: u64) {
     assert_eq!(suite.count("passed"), passing, "{summary}\n{}", run.output);
 }
 
-/// Runs one of tinygrad's test files on two hosts, of which each is ours or the client's own
-/// server. Exactly `passing` of its tests must pass, and none may fail but those of `failing`,
-/// which fail on the client's own server alone.
+/// One of tinygrad's test files on two hosts.
+struct OnTwo<'a> {
+    file: &'a str,
+    /// Which of the hosts are ours; the others are the client's own server.
+    ours: [bool; 2],
+    devices: [usize; 2],
+    left_out: &'a [LeftOut<'a>],
+    /// How many of its tests pass.
+    passing: usize,
+    /// Tests that fail on the client's own server alone. No others may.
+    failing: &'a [&'a str],
+}
+
+impl OnTwo<'_> {
+    fn run(&self) {
+        let OnTwo { file, left_out, .. } = *self;
+        let kind = |is_ours| if is_ours { "ours" } else { "reference" };
+        let name = format!("{file}-{}-{}", kind(self.ours[0]), kind(self.ours[1]));
+        let Some(client) = client(&name) else { return };
+        let hosts = self.ours.into_iter().map(|is_ours| Host::new(client, is_ours));
+        let Some(hosts) = hosts.collect::<Option<Vec<Host>>>() else {
+            return skip(&name, "the client's own server cannot run here");
+        };
+        let each = hosts.iter().zip(self.devices);
+        let each = each.map(|(host, devices)| format!("{}*{devices}", host.address()));
+        let hosts_of_client = each.collect::<Vec<_>>().join(",");
+        let env = [("REMOTE", "1"), ("HOST", hosts_of_client.as_str())];
+        let suite = client.suite_without(&name, file, left_out, &env, 900);
+        let (run, summary) = (&suite.run, &suite.summary);
+        let is_known = |test: &&str| self.failing.iter().any(|name| test.contains(name));
+        let unexpected = suite.failed().filter(|test| !is_known(test));
+        assert_eq!(unexpected.count(), 0, "{summary}\n{}", run.output);
+        assert_eq!(suite.count("passed"), self.passing, "{summary}\n{}", run.output);
+    }
+}
+
+/// Runs one of tinygrad's test files on two hosts of six devices.
 fn suite_on_two(file: &str, ours: [bool; 2], passing: usize, failing: &[&str]) {
-    let kind = |is_ours| if is_ours { "ours" } else { "reference" };
-    let name = format!("{file}-{}-{}", kind(ours[0]), kind(ours[1]));
-    let Some(client) = client(&name) else { return };
-    let hosts: Option<Vec<Host>> = ours.into_iter().map(|ours| Host::new(client, ours)).collect();
-    let Some(hosts) = hosts else { return skip(&name, "the client's own server cannot run here") };
-    let hosts: Vec<_> = hosts.iter().map(|host| format!("{}*{DEVICES}", host.address())).collect();
-    let hosts = hosts.join(",");
-    let env = [("REMOTE", "1"), ("HOST", hosts.as_str())];
-    let suite = client.suite(&name, file, &env, 900);
-    let (run, summary) = (&suite.run, &suite.summary);
-    let unexpected = suite.failed().filter(|test| !failing.iter().any(|name| test.contains(name)));
-    assert_eq!(unexpected.count(), 0, "{summary}\n{}", run.output);
-    assert_eq!(suite.count("passed"), passing, "{summary}\n{}", run.output);
+    OnTwo { file, ours, devices: [DEVICES; 2], left_out: &[], passing, failing }.run();
 }
 
 #[test]
@@ -164,6 +188,50 @@ fn test_remote_on_this_server_and_the_clients_own_passes() {
 fn test_graph_on_this_server_and_the_clients_own_passes() {
     suite_on_two("test_graph", [true, false], 10, &[]);
     suite_on_two("test_graph", [false, true], 7, &COPIES);
+}
+
+/// With two devices of the first host REMOTE:1 and REMOTE:2, which most tests of several devices take,
+/// are on different hosts.
+const SPLIT: [usize; 2] = [2, 4];
+
+const DEADLINE: &str = "has to be done in 20 s, however busy the machine is";
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_jit_on_this_server_and_the_clients_own_passes() {
+    let left_out = &[("test_jit.py::TestJit::test_approx_jit_timeout", DEADLINE)];
+    let file = "test_jit";
+    for ours in [[true, false], [false, true]] {
+        OnTwo { file, ours, devices: SPLIT, left_out, passing: 47, failing: &[] }.run();
+    }
+}
+
+const UNSCHEDULED: &str = "the client cannot schedule it for devices of several hosts";
+const LONG: &str = "takes many seconds on the client's own server";
+/// What is left out of `test_multitensor` where the client's own server is one of two.
+const OF_MULTITENSOR: [LeftOut<'_>; 13] = [
+    ("test_multitensor.py::TestMultiTensor::test_allreduce_ring", UNSCHEDULED),
+    ("test_multitensor.py::TestMultiTensor::test_allreduce_ring_jit", UNSCHEDULED),
+    ("test_multitensor.py::TestMultiTensor::test_elementwise_dtype", UNSCHEDULED),
+    ("test_multitensor.py::TestMultiTensor::test_four_add", UNSCHEDULED),
+    ("test_multitensor.py::TestMultiTensor::test_reshape_on_axis", UNSCHEDULED),
+    ("test_multitensor.py::TestMultiTensor::test_simple_reduce", UNSCHEDULED),
+    ("test_multitensor.py::TestShrinkMultiTensorShardedAxis::test_add_two_partitions", UNSCHEDULED),
+    ("test_multitensor.py::TestShrinkMultiTensorShardedAxis::test_ops", UNSCHEDULED),
+    ("test_multitensor.py::TestMultiTensor::test_backprop_conv_wino", LONG),
+    ("test_multitensor.py::TestMultiTensor::test_fuzz_allreduce", LONG),
+    ("test_multitensor.py::TestMultiTransformer::test_transformer", LONG),
+    ("test_multitensor.py::TestTensorOps::test_bitcast", LONG),
+    ("test_multitensor.py::TestTensorOps::test_interpolate", LONG),
+];
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_multitensor_on_this_server_and_the_clients_own_passes() {
+    let (file, left_out) = ("test_multitensor", &OF_MULTITENSOR);
+    for ours in [[true, false], [false, true]] {
+        OnTwo { file, ours, devices: SPLIT, left_out, passing: 78, failing: &[] }.run();
+    }
 }
 
 #[test]

@@ -24,8 +24,11 @@ const PREPARE_LIMIT: Duration = Duration::from_secs(600);
 /// `prepare.py` says with it that the machine lacks something.
 const EXIT_IMPOSSIBLE: i32 = 3;
 
+/// A test, as `file.py::class::test`, and why it is not run.
+pub(crate) type LeftOut<'a> = (&'a str, &'a str);
+
 /// Tests that cannot pass for a reason that lies outside the server.
-const LEFT_OUT: &[(&str, &str)] = &[
+const LEFT_OUT: &[LeftOut<'_>] = &[
     (
         "test_multitensor.py::TestMultiTensor::test_data_parallel_resnet",
         "downloads published weights",
@@ -230,12 +233,25 @@ impl Client {
         env: &[(&str, &str)],
         limit_seconds: u64,
     ) -> Suite {
+        self.suite_without(name, file, &[], env, limit_seconds)
+    }
+
+    /// As [`Self::suite`], without some of the tests.
+    pub(crate) fn suite_without(
+        &self,
+        name: &str,
+        file: &str,
+        left_out: &[LeftOut<'_>],
+        env: &[(&str, &str)],
+        limit_seconds: u64,
+    ) -> Suite {
         let path = format!("{}/{file}.py", self.tests);
         let rootdir = format!("--rootdir={}", self.tests);
         let mut args = vec!["-m", "pytest", "-p", "outboard_pytest", "-p", "no:cacheprovider"];
         args.extend(["-rfE", "-c", "/dev/null", &rootdir, &path]);
         let prefix = format!("{file}.py::");
-        let left_out: Vec<_> = LEFT_OUT.iter().filter(|(id, _)| id.starts_with(&prefix)).collect();
+        let all = LEFT_OUT.iter().chain(left_out);
+        let left_out: Vec<_> = all.filter(|(id, _)| id.starts_with(&prefix)).collect();
         let deselect: Vec<_> = left_out.iter().map(|(id, _)| format!("--deselect={id}")).collect();
         args.extend(deselect.iter().map(String::as_str));
         let run = self.python(name, &args, env, limit_seconds);
