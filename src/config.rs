@@ -529,6 +529,9 @@ impl DeviceLimits {
     /// Bytes of segments that one client's staging keeps, with their pages, for its next long
     /// blobs: what two devices need for copies of 256 MiB that overlap.
     pub const KEPT_BYTES_MAX: u64 = 1 << 30;
+    /// Kept segments that make way for one at most: to take down a small one takes some tens of
+    /// microseconds.
+    pub const KEPT_DROPPED_MAX: usize = 16;
     /// How long it keeps them without use. A client that copies again and again pauses for less.
     pub const KEPT_TIME_MAX: Duration = Duration::from_secs(5);
     /// A kept segment is used for a blob that is shorter by at most a fourth of the blob.

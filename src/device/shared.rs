@@ -14,7 +14,7 @@
 //! may still touch can be used again (`slot`, `isolated`).
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -49,8 +49,9 @@ struct HeapState {
     budget: Arc<Budget>,
     kind: Kind,
     areas: RefCell<BTreeMap<u64, Area>>,
-    /// Segments that nobody uses, with all their pages. Of staging only.
-    kept: RefCell<Vec<Rc<Segment>>>,
+    /// Segments that nobody uses, with all their pages, the one kept longest first. Of staging
+    /// only.
+    kept: RefCell<VecDeque<Rc<Segment>>>,
     kept_bytes: Cell<u64>,
     /// Grows with each allocation.
     uses: Cell<u64>,
@@ -313,14 +314,30 @@ impl HeapState {
         }
     }
 
-    /// Keeps a segment whose pages exist, within bounds.
+    /// Keeps a segment whose pages exist, within bounds. Those make way that have been kept
+    /// longest: nobody may ask for their lengths any more.
     fn keep(&self, segment: Rc<Segment>) {
         let bytes = to_u64(segment.mapping().bytes());
-        let room = DeviceLimits::KEPT_BYTES_MAX.saturating_sub(self.kept_bytes.get());
-        if segment.is_warm() && bytes <= room && self.budget.keep(bytes) {
-            self.kept_bytes.update(|kept| kept + bytes);
-            self.kept.borrow_mut().push(segment);
+        if !segment.is_warm() || bytes > DeviceLimits::KEPT_BYTES_MAX {
+            return;
         }
+        for _ in 0..=DeviceLimits::KEPT_DROPPED_MAX {
+            let room = DeviceLimits::KEPT_BYTES_MAX.saturating_sub(self.kept_bytes.get());
+            if bytes <= room && self.budget.keep(bytes) {
+                self.kept_bytes.update(|kept| kept + bytes);
+                self.kept.borrow_mut().push_back(segment);
+                return;
+            }
+            let Some(oldest) = self.kept.borrow_mut().pop_front() else { return };
+            self.unkeep(&oldest);
+        }
+    }
+
+    fn unkeep(&self, segment: &Segment) -> u64 {
+        let bytes = to_u64(segment.mapping().bytes());
+        self.kept_bytes.update(|kept| kept - bytes);
+        self.budget.unkeep(bytes);
+        bytes
     }
 
     /// The kept segment that fits best, charged to the budget.
@@ -329,10 +346,9 @@ impl HeapState {
         let most = bytes.saturating_add(bytes / DeviceLimits::KEPT_WASTE_DIVISOR);
         let lengths = kept.iter().map(|segment| to_u64(segment.mapping().bytes()));
         let fits = lengths.enumerate().filter(|(_, length)| (bytes..=most).contains(length));
-        let (best, length) = fits.min_by_key(|(_, length)| *length)?;
-        let segment = kept.swap_remove(best);
-        self.kept_bytes.update(|kept| kept - length);
-        self.budget.unkeep(length);
+        let (best, _) = fits.min_by_key(|(_, length)| *length)?;
+        let segment = kept.remove(best)?;
+        let length = self.unkeep(&segment);
         Some((segment, Charge::new(&self.budget, length).ok()?))
     }
 
@@ -680,6 +696,20 @@ mod tests {
         drop(filled(&other, 15 << 20));
         assert_eq!(other.kept_bytes(), 0, "there is no room to keep it");
         drop(large);
+    }
+
+    #[test]
+    fn segments_of_lengths_that_nobody_asks_for_make_way_for_newer_ones() {
+        let (heap, budget) = heap(100 << 20);
+        let ranges: Vec<Range> = (0..3).map(|_| filled(&heap, 30 << 20)).collect();
+        drop(ranges);
+        for _ in 0..2 {
+            let newer = filled(&heap, 15 << 20);
+            let id = newer.block().segment.id();
+            drop(newer);
+            assert_eq!((heap.kept_bytes(), budget.kept()), (75 << 20, 75 << 20));
+            assert_eq!(filled(&heap, 15 << 20).block().segment.id(), id);
+        }
     }
 
     #[test]
