@@ -386,14 +386,14 @@ fn window_is_zeroed_before_another_worker_has_it() {
     });
 }
 
-/// Kills the worker of the session that was opened as this one from the end.
+/// Kills the worker of a session by its place among the open ones, from the last.
 fn kill(from_the_end: usize) {
     let mut children: Vec<i32> = Vec::new();
     for task in std::fs::read_dir("/proc/self/task").unwrap() {
         let list = std::fs::read_to_string(task.unwrap().path().join("children")).unwrap();
         children.extend(list.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
     }
-    children.sort_unstable();
+    // One thread starts them all, and the kernel lists them in their order.
     let pid = children[children.len() - 1 - from_the_end];
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
