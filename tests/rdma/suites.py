@@ -18,7 +18,8 @@ from reference import Host
 # File, devices of each host, tests. With two devices of the first host REMOTE:1 and REMOTE:2, which
 # most tests of several devices take, are on different hosts.
 SELECTED = [
-    ("test_remote.py", (6, 6), "TestRemoteMultiHost"),
+    # The third test of that class has hundreds of copies, which take longer than all of these.
+    ("test_remote.py", (6, 6), "test_mutlihost_transfer or test_multihost_matmul_jit_graph"),
     (
         "test_multitensor.py",
         (2, 4),
@@ -27,6 +28,7 @@ SELECTED = [
     ),
 ]
 PORTS = {"rxe0": 6671, "rxe1": 6672}
+LOG_LINES_SHOWN = 40
 
 
 def start(outboard, device, log):
@@ -35,6 +37,11 @@ def start(outboard, device, log):
     server = subprocess.Popen([*arguments, "--device", "cpu"], stderr=log)
     Host(port).wait()
     return server
+
+
+def text_of(log):
+    log.seek(0)
+    return log.read()
 
 
 def main():
@@ -53,9 +60,12 @@ def main():
             subprocess.run(command, env=environment, cwd=os.path.dirname(tests), check=True)
             print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
         for log in logs:
-            log.seek(0)
-            text = log.read()
-            assert "connected by RDMA" in text, text
+            assert "connected by RDMA" in text_of(log), "it was not RDMA"
+    except BaseException:
+        for device, log in zip(PORTS, logs):
+            lines = text_of(log).splitlines()[-LOG_LINES_SHOWN:]
+            print(f"the server of {device}:", *lines, sep="\n", flush=True)
+        raise
     finally:
         for server in servers:
             server.kill()
