@@ -190,8 +190,8 @@ fn test_graph_on_this_server_and_the_clients_own_passes() {
     suite_on_two("test_graph", [false, true], 7, &COPIES);
 }
 
-/// With two devices of the first host REMOTE:1 and REMOTE:2, which most tests of several devices take,
-/// are on different hosts.
+/// With two devices of the first host REMOTE:1 and REMOTE:2, which most tests of several devices
+/// take, are on different hosts.
 const SPLIT: [usize; 2] = [2, 4];
 
 const DEADLINE: &str = "has to be done in 20 s, however busy the machine is";

@@ -97,8 +97,9 @@ pub(crate) fn measure(client: &mut Client, setting: &Setting, results: &mut Resu
     Ok(())
 }
 
-/// One large copy from a server to another, again and again, into the same buffer and into a new one
-/// each time. It is over when the other has it: a small buffer that it is asked for comes behind it.
+/// One large copy from a server to another, again and again, into the same buffer and into a new
+/// one each time. It is over when the other has it: a small buffer that it is asked for comes
+/// behind it.
 pub(crate) fn transfer(setting: &Setting, to: SocketAddr) -> Result<Results> {
     let mut near = Client::connect(setting.address, setting.spin)?;
     let mut far = Client::connect(to, setting.spin)?;
