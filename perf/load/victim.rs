@@ -5,10 +5,11 @@
 //! core, which does nothing else. Whoever burdens the server burdens that core too, so the echo
 //! says how much of a delay is the machine's.
 //!
-//! Another process is stopped and let go on by turns, so that the times without it and beside it are
-//! of the same minute: a shared machine is slower in one minute than in another by more than what
-//! is measured here. A third process may run while the other is stopped, one that keeps a core busy
-//! and asks nothing of the server: where the machine has few cores, that too makes a difference.
+//! Another process is stopped and let go on by turns, so that the times without it and beside it
+//! are of the same minute: a shared machine is slower in one minute than in another by more than
+//! what is measured here. A third process may run while the other is stopped, one that keeps a
+//! core busy and asks nothing of the server: where the machine has few cores, that too makes a
+//! difference.
 
 use std::fs;
 use std::io::BufRead;

@@ -17,8 +17,8 @@
 //! the devices made of it: `isolated` (kernels on memory that both see), `remote` and `passage` (a
 //! device that only the worker reaches); `platform`; the worker's side: `worker`, `sandbox`, and
 //! what it does: `replay` and `cpu` (loading and calling kernels), `pace` (letting others have the
-//! core), `driven` (driving a device). `gpu` is GPUs, in the process that drives them. `null` stands
-//! in for all of it in tests, `hostile` for a worker in fuzzers.
+//! core), `driven` (driving a device). `gpu` is GPUs, in the process that drives them. `null`
+//! stands in for all of it in tests, `hostile` for a worker in fuzzers.
 
 mod backoff;
 mod budget;
