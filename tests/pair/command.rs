@@ -172,6 +172,12 @@ impl Command {
         format!("{}({arguments}session={})", self.name(), key(HOST, self.at))
     }
 
+    /// Whether it opens a peer's connection to this server, which is the connection's and no
+    /// session's.
+    pub fn lets_in(&self) -> bool {
+        matches!(self.act, Act::Unsupported(2))
+    }
+
     /// Whether a reply may be this command's.
     pub fn has_output(&self) -> bool {
         match &self.act {
