@@ -184,6 +184,34 @@ fn uploads_that_wait_for_each_others_memory_do_not_wait_for_ever() {
 }
 
 #[test]
+fn client_that_hangs_up_while_its_upload_waits_gives_its_memory_back() {
+    let server = Server::builder()
+        .arg("--shards=1")
+        .arg("--staging-memory=4M")
+        .arg("--cpu-memory=6M")
+        .arg("--staging-timeout=60")
+        .start();
+    let blobs = || vec![pattern(3 << 19, 1), pattern(3 << 19, 2)];
+    let mut clients = ["first", "second"].map(|name| Client::connect(server.address(), name));
+    let requests = clients.each_mut().map(|client| upload(client, &blobs()));
+    // Each has its first blob, for the second of either there is too little.
+    let begin = requests[0].len() - (3 << 19) - 1000;
+    let begun = Instant::now();
+    for (client, request) in clients.iter_mut().zip(&requests) {
+        client.stream.write_all(&request[..begin]).unwrap();
+        first_is_seen(&server);
+    }
+    let [mut first, second] = clients;
+    // What is sent behind that is not read.
+    (&second.stream).write_all(&requests[1][begin..begin + 2000]).unwrap();
+    first_is_seen(&server);
+    drop(second);
+    first.stream.write_all(&requests[0][begin..]).unwrap();
+    assert_eq!(first.receive().status, 200);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn upload_that_never_fits_is_refused_at_once() {
     let server = Server::builder().arg("--staging-memory=4M").arg("--cpu-memory=1M").start();
     let mut client = Client::connect(server.address(), "a");

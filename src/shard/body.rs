@@ -30,6 +30,8 @@ pub(super) enum BodyError {
     Staging { bytes: u64, cause: DeviceError },
     #[error("no staging memory came free for {bytes} bytes in {seconds} s; try again later")]
     StagingBusy { bytes: u64, seconds: u64 },
+    #[error("the client hung up while its body waited for staging memory")]
+    HungUp,
     #[error("a blob's bytes are not what its name says: {0}; send it again")]
     Mismatch(#[from] Mismatch),
     #[error("the command text has {bytes} bytes, the limit is {bytes_max}")]
@@ -42,7 +44,9 @@ impl BodyError {
     pub(super) fn status(&self) -> Status {
         match self {
             BodyError::DigestRepeated { .. } | BodyError::Mismatch(_) => Status::BadRequest,
-            BodyError::Staging { .. } | BodyError::StagingBusy { .. } => Status::ServiceUnavailable,
+            BodyError::Staging { .. } | BodyError::StagingBusy { .. } | BodyError::HungUp => {
+                Status::ServiceUnavailable
+            }
             BodyError::TextTooLong { .. } => Status::ContentTooLarge,
             BodyError::Wire(error) => match error.kind() {
                 WireErrorKind::BlobTooLong { .. } | WireErrorKind::TooManyBlobs { .. } => {

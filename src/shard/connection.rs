@@ -513,7 +513,12 @@ impl Connection {
             return Ok(());
         }
         self.entry.deadline.set(None);
-        if self.shard.wait_for_memory(|| body.has_room(bytes_max)).await? {
+        // Whoever has hung up holds what others wait for.
+        let looks = || match body.has_room(bytes_max) {
+            Ok(false) if self.entry.handle.has_ended() => Err(BodyError::HungUp),
+            looked => looked,
+        };
+        if self.shard.wait_for_memory(looks).await? {
             return Ok(());
         }
         let seconds = self.shard.config.shard.staging_wait_max.as_secs();

@@ -488,14 +488,19 @@ impl Handle {
     pub(super) fn is_gone(&self) -> bool {
         // The last word of TLS is bytes, which are not looked at.
         if self.is_tls {
-            let mut ended = [PollFd::new(&*self.fd, PollFlags::RDHUP)];
-            return rustix::event::poll(&mut ended, Some(&Timespec::default())) == Ok(1);
+            return self.has_ended();
         }
         match self.peek() {
             Ok(count) => count == 0,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => false,
             Err(_) => true,
         }
+    }
+
+    /// Whether the peer says no more than what may be here already.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut ended = [PollFd::new(&*self.fd, PollFlags::RDHUP)];
+        rustix::event::poll(&mut ended, Some(&Timespec::default())) == Ok(1)
     }
 
     /// Whether the peer is there and has said nothing.
