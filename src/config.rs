@@ -327,6 +327,9 @@ impl PeerLimits {
     pub const ERRANDS_PER_BATCH_MAX: usize = 64;
     /// Buffers up to so much together share a request.
     pub const GROUP_BYTES_MAX: u64 = 1 << 20;
+    /// How long the handshake of TLS may take: as long as the other server lets the head of a
+    /// request take by default, which is what it takes the handshake for.
+    pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(20);
     /// How long a connection without work is kept.
     pub const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
     /// Requests that are sent ahead of their answers.

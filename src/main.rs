@@ -117,9 +117,13 @@ struct ServeArgs {
     #[arg(long, value_name = "ADDR:PORT", requires = "tls_cert")]
     listen_plain: Vec<SocketAddr>,
     /// Another server that clients may have this one send tensors to, spelt as clients spell it;
-    /// FILE holds the token for it; may be given several times [default: servers on loopback,
-    /// while this one listens on loopback alone].
-    #[arg(long, value_name = "HOST:PORT[,token=FILE]")]
+    /// may be given several times [default: servers on loopback, while this one listens on
+    /// loopback alone]. With token=FILE, what this server says of itself there. With ca=FILE,
+    /// TLS 1.3 is spoken there and nothing else, and FILE has the authorities of its certificate
+    /// (PEM), which has to be for HOST, or for name=NAME. If it asks for a certificate, this server
+    /// shows cert=FILE with key=FILE, else its own unless it has a token. Files are read again on
+    /// SIGHUP.
+    #[arg(long, value_name = "HOST:PORT[,token=FILE][,ca=FILE[,name=NAME][,cert=FILE,key=FILE]]")]
     peer: Vec<PeerRule>,
     /// Seconds that nothing may be heard of another server before what it was asked for fails.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "90")]
@@ -298,15 +302,18 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let staging = Arc::new(Budget::of_staging(staging_bytes, Arc::clone(&buffers)));
     let (device, platform) = choose_platform(arguments, buffers)?;
     let listen = [&arguments.listen[..], &arguments.listen_plain].concat();
-    let peers = Arc::new(Peers::load(&arguments.peer, &listen)?);
-    let mut config = shard_config(arguments, staging, access, peers);
+    let peers = Arc::new(Peers::load(&arguments.peer, &listen, rules.tls.as_ref())?);
+    for host in peers.with_open_tokens() {
+        warn!(host, "the token for this peer can be read on the way: TLS, with ca=FILE, hides it");
+    }
+    let mut config = shard_config(arguments, staging, access, Arc::clone(&peers));
     config.nodes = cores::nodes(Path::new("/sys"), &cores);
     if device == "CPU" {
         config.fabric = choose_fabric(&arguments.rdma)?;
         config.rdma_queue_pairs = usize::from(arguments.rdma.rdma_queue_pairs);
     }
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    if rules.has_files() {
+    if rules.has_files() || peers.has_files() {
         signals.add_signal(SIGHUP)?;
     }
     let server = Server::start(&arguments.listen, &cores, &config, &platform)?;
@@ -316,7 +323,7 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let (drain, admission) = (server.drain(), server.admission());
     std::thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || heed(&mut signals, &drain, &admission, &rules))?;
+        .spawn(move || heed(&mut signals, &drain, &admission, (&rules, &peers)))?;
     server.join();
     device::gpu::settle(DEVICES_END_TIME_MAX);
     Ok(())
@@ -381,16 +388,17 @@ fn shard_config(
 }
 
 /// Does what signals ask for, for as long as the process lives.
-fn heed(signals: &mut Signals, drain: &Drain, admission: &Admission, rules: &Rules) {
+fn heed(
+    signals: &mut Signals,
+    drain: &Drain,
+    admission: &Admission,
+    (rules, peers): (&Rules, &Peers),
+) {
     let mut is_draining = false;
     for signal in signals.forever() {
         if signal == SIGHUP {
-            match Access::load(rules) {
-                Ok(access) => {
-                    info!(tokens = access.token_count(), "read who may use this server");
-                    admission.replace(&Arc::new(access));
-                }
-                Err(error) => error!(%error, "what was read before stays in force"),
+            if let Err(error) = read_again(admission, rules, peers) {
+                error!(error, "what was read before stays in force");
             }
         } else if is_draining {
             std::process::exit(1);
@@ -400,6 +408,16 @@ fn heed(signals: &mut Signals, drain: &Drain, admission: &Admission, rules: &Rul
             drain.begin();
         }
     }
+}
+
+/// Has the server go by what its files say now: all of them, or none if one cannot be used.
+fn read_again(admission: &Admission, rules: &Rules, peers: &Peers) -> Result<(), String> {
+    let access = Access::load(rules).map_err(|error| error.to_string())?;
+    let peers = peers.read_again().map_err(|error| error.to_string())?;
+    info!(tokens = access.token_count(), "read who may use this server");
+    admission.replace(&Arc::new(access));
+    admission.replace_peers(&Arc::new(peers));
+    Ok(())
 }
 
 /// The RDMA device. That there is none is an error only where one was asked for.

@@ -3,55 +3,24 @@
 mod support;
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use outboard::identity::{Access, Rules, TlsFiles};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use support::client::{Client, body_of, request_of, request_with};
 use support::holdings::Holdings;
 use support::nodes::TwoNodes;
+use support::tls::{Private, batch, connect, exchange, file, receive};
 use support::wait::wait_until;
-use support::{Server, ServerBuilder, scratch_file};
+use support::{Server, ServerBuilder};
 
 const TOKEN: &str = "ann-0123456789abcdefghijklmnop";
 
-fn file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
-}
-
-/// A copy of a file that its owner alone may read, which goes when it is dropped.
-struct Private(PathBuf);
-
-impl Private {
-    fn new(text: &str) -> Private {
-        let path = scratch_file("private");
-        fs::write(&path, text).expect("the scratch folder can be written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is our own");
-        Private(path)
-    }
-
-    fn key() -> Private {
-        Private::new(&fs::read_to_string(file("server.key")).expect("it is in the tree"))
-    }
-}
-
-impl Drop for Private {
-    fn drop(&mut self) {
-        // Best effort: the folder belongs to the build and goes with it.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
 fn arguments(key: &Private) -> Vec<String> {
-    let (certificate, key) = (file("server.pem"), key.0.display());
+    let (certificate, key) = (file("server.pem"), key.path().display());
     vec![format!("--tls-cert={}", certificate.display()), format!("--tls-key={key}")]
 }
 
@@ -64,65 +33,9 @@ fn mutual(key: &Private) -> ServerBuilder {
     builder(key).arg(&format!("--client-ca={}", file("ca.pem").display()))
 }
 
-type Stream = StreamOwned<ClientConnection, TcpStream>;
-
-/// Connects; the handshake is not done yet.
-fn connect(address: SocketAddr, certificate: Option<&str>) -> Stream {
-    let mut roots = RootCertStore::empty();
-    let ca = CertificateDer::from_pem_file(file("ca.pem")).expect("a certificate");
-    roots.add(ca).expect("an authority");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3 is there")
-        .with_root_certificates(roots);
-    let config = match certificate {
-        None => config.with_no_client_auth(),
-        Some(name) => {
-            let certificate = CertificateDer::from_pem_file(file(name)).expect("a certificate");
-            let key = PrivateKeyDer::from_pem_file(file("client.key")).expect("a key");
-            config.with_client_auth_cert(vec![certificate], key).expect("they belong together")
-        }
-    };
-    let name = ServerName::try_from("localhost").expect("a name");
-    let connection = ClientConnection::new(Arc::new(config), name).expect("a configuration");
-    let stream = TcpStream::connect(address).expect("the server listens");
-    stream.set_nodelay(true).expect("a socket");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("not zero");
-    StreamOwned::new(connection, stream)
-}
-
-/// Receives one reply.
-fn receive(stream: &mut Stream) -> io::Result<(u16, Vec<u8>)> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).map_err(io::Error::other)?;
-    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
-    let length = length.and_then(|length| length.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body)?;
-    Ok((status.ok_or(io::ErrorKind::InvalidData)?, body))
-}
-
-fn exchange(stream: &mut Stream, request: &[u8]) -> io::Result<(u16, Vec<u8>)> {
-    stream.write_all(request)?;
-    stream.flush()?;
-    receive(stream)
-}
-
 /// Spells commands. Its own connection is not used.
 fn words(server: &Server) -> Client {
     Client::connect(server.address(), "a")
-}
-
-fn batch(stream: &mut Stream, commands: &[String], blobs: &[&[u8]]) -> (u16, Vec<u8>) {
-    let body = body_of(&format!("[{}]", commands.join(", ")), blobs);
-    exchange(stream, &request_of(&body)).expect("an answer")
 }
 
 fn pattern(bytes: usize) -> Vec<u8> {
@@ -134,7 +47,7 @@ fn connection_moves_to_its_devices_node_with_who_it_is_and_what_it_has_sent() {
     let key = Private::key();
     let tls = TlsFiles {
         certificate: file("server.pem"),
-        key: key.0.clone(),
+        key: key.path().to_owned(),
         client_ca: Some(file("ca.pem")),
     };
     let rules = Rules { tls: Some(tls), ..Rules::default() };
@@ -227,7 +140,7 @@ fn certificate_that_is_missing_expired_or_a_strangers_is_refused() {
 fn token_over_tls_needs_no_certificate() {
     let key = Private::key();
     let tokens = Private::new(&format!("ann {TOKEN}\n"));
-    let server = mutual(&key).arg(&format!("--token-file={}", tokens.0.display())).start();
+    let server = mutual(&key).arg(&format!("--token-file={}", tokens.path().display())).start();
     let mut stream = connect(server.address(), None);
     assert_eq!(batch(&mut stream, &[], &[]).0, 401);
     let fields = format!("Authorization: Bearer {TOKEN}\r\n");
@@ -323,16 +236,16 @@ fn bad_files_of_tls_are_refused_with_the_remedy() {
         assert!(!output.status.success(), "{words}");
         words
     };
-    fs::set_permissions(&other_key.0, fs::Permissions::from_mode(0o604)).unwrap();
+    fs::set_permissions(other_key.path(), fs::Permissions::from_mode(0o604)).unwrap();
     let words = said(&arguments(&other_key));
     assert!(words.contains("chmod 600"), "{words}");
-    fs::set_permissions(&other_key.0, fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(other_key.path(), fs::Permissions::from_mode(0o640)).unwrap();
     let words = said(&arguments(&other_key));
     assert!(words.contains("--tls-key"), "{words}");
     let words = said(&arguments(&other));
     assert!(words.contains("no private key in PEM"), "{words}");
     let mut arguments = arguments(&key);
-    arguments.push(format!("--client-ca={}", other.0.display()));
+    arguments.push(format!("--client-ca={}", other.path().display()));
     let words = said(&arguments);
     assert!(words.contains("no certificate in PEM"), "{words}");
 }

@@ -1,4 +1,5 @@
-//! TLS: the server's certificate, whose certificates clients may show, and who they are then.
+//! TLS: the server's certificate, whose certificates clients may show, and who they are then; and
+//! the other direction, whose certificates other servers have to show.
 //!
 //! A client is the one DNS name of its certificate's subject alternative names, in lower case. The
 //! subject itself is not looked at: it is free text, which authorities check least. A certificate
@@ -12,13 +13,18 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::RootCertStore;
+use rustls::client::{ClientConfig, Resumption};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
+use rustls::{RootCertStore, SupportedProtocolVersion};
 
 use super::{Identity, Space};
 use crate::config::AccessLimits;
+
+/// The versions that are spoken.
+const VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 /// The files that TLS needs, in PEM.
 #[derive(Clone, Debug)]
@@ -50,6 +56,8 @@ pub enum TlsError {
     Pem { path: PathBuf, cause: rustls::pki_types::pem::Error },
     #[error("--tls-cert {} and --tls-key {}: {cause}", certificate.display(), key.display())]
     Pair { certificate: PathBuf, key: PathBuf, cause: rustls::Error },
+    #[error("the certificate {} and the key {}: {cause}", certificate.display(), key.display())]
+    PairForPeer { certificate: PathBuf, key: PathBuf, cause: rustls::Error },
     #[error("--client-ca {}: {cause}", path.display())]
     Verifier { path: PathBuf, cause: rustls::server::VerifierBuilderError },
     #[error("TLS: {0}")]
@@ -59,19 +67,14 @@ pub enum TlsError {
 /// Reads the files. With `asks` clients need not show a certificate: something else may say who
 /// they are.
 pub(super) fn load(files: &TlsFiles, asks: bool) -> Result<Arc<ServerConfig>, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = provider();
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(VERSIONS)
         .map_err(TlsError::Versions)?;
     let builder = match &files.client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in read_certificates(path)? {
-                roots
-                    .add(certificate)
-                    .map_err(|cause| TlsError::Authority { path: path.clone(), cause })?;
-            }
+            let roots = read_authorities(path)?;
             let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
             let verifier = if asks { verifier.allow_unauthenticated() } else { verifier }.build();
             builder.with_client_cert_verifier(
@@ -91,6 +94,34 @@ pub(super) fn load(files: &TlsFiles, asks: bool) -> Result<Arc<ServerConfig>, Tl
     Ok(Arc::new(config))
 }
 
+/// How to speak to a server that one of the authorities in a file has to vouch for. A server that
+/// asks is shown the certificate in `own`, whose key is in the second file.
+pub(super) fn load_for_peer(
+    authorities: &Path,
+    own: Option<(&Path, &Path)>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(VERSIONS)
+        .map_err(TlsError::Versions)?
+        .with_root_certificates(read_authorities(authorities)?);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => builder
+            .with_client_auth_cert(read_certificates(certificate)?, read_key(key)?)
+            .map_err(|cause| TlsError::PairForPeer {
+                certificate: certificate.to_owned(),
+                key: key.to_owned(),
+                cause,
+            })?,
+    };
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
 /// Who shows this certificate, whose authority was checked.
 pub(super) fn identity_of(certificate: &CertificateDer<'_>) -> Option<Identity> {
     let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
@@ -101,6 +132,16 @@ pub(super) fn identity_of(certificate: &CertificateDer<'_>) -> Option<Identity> 
         }
         _ => None,
     }
+}
+
+fn read_authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates(path)? {
+        roots
+            .add(certificate)
+            .map_err(|cause| TlsError::Authority { path: path.to_owned(), cause })?;
+    }
+    Ok(roots)
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 pub use certificates::{TlsError, TlsFiles};
 pub use network::{Network, NetworkError};
-pub use peers::{Peer, PeerError, PeerRule, Peers};
+pub use peers::{Peer, PeerError, PeerRule, PeerTls, Peers};
 use tokens::Tokens;
 pub use tokens::{TokenError, TokenFileError};
 

@@ -23,6 +23,7 @@ use super::ring::{self, Accept, Chunk, Completion, Keep};
 use super::tls::Tls;
 use crate::device::shared::Landing;
 use crate::engine::Output;
+use crate::identity::PeerTls;
 
 /// Connections that the kernel queues before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -248,7 +249,13 @@ impl Socket {
 
     /// Has everything encrypted from now on, after [`Self::shake_hands`].
     pub(super) fn begin_tls(&mut self, config: Arc<rustls::ServerConfig>) -> io::Result<()> {
-        self.tls = Some(Box::new(Tls::new(config).map_err(io::Error::other)?));
+        self.tls = Some(Box::new(Tls::of_server(config).map_err(io::Error::other)?));
+        Ok(())
+    }
+
+    /// The same, towards another server that was connected to.
+    pub(super) fn begin_tls_to(&mut self, to: &PeerTls) -> io::Result<()> {
+        self.tls = Some(Box::new(Tls::of_client(to).map_err(io::Error::other)?));
         Ok(())
     }
 

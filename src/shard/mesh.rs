@@ -20,7 +20,7 @@ use super::io::{Bell, Doorbell};
 use super::output::Unreadable;
 use crate::blob::Digest;
 use crate::engine::{Batch, Blob, Blobs, Home, Output, Owner};
-use crate::identity::{Access, Identity};
+use crate::identity::{Access, Identity, Peers};
 
 /// Messages that a shard's queue holds. A sender that finds it full tries again.
 const QUEUE_LENGTH: usize = 1024;
@@ -44,6 +44,8 @@ pub(super) enum Message {
     Drain,
     /// The outcome of a command that you sent.
     Outcome { ticket: u64, outcome: Result<Vec<u8>, String> },
+    /// From now on these are the other servers, and this is how they are spoken to.
+    Peers(Arc<Peers>),
 }
 
 /// The queues of all shards.
@@ -164,6 +166,7 @@ impl Shard {
                     Message::Connection(moved) => self.take_in(*moved),
                     Message::Drain => self.begin_drain(),
                     Message::Outcome { ticket, outcome } => self.arrived(ticket, outcome),
+                    Message::Peers(peers) => *self.peers.borrow_mut() = peers,
                 }
             }
         }

@@ -82,7 +82,7 @@ pub struct Config {
     pub staging: Arc<Budget>,
     /// Who may come, until [`Admission::replace`].
     pub access: Arc<Access>,
-    /// The other servers that this one connects to.
+    /// The other servers that this one connects to, until [`Admission::replace_peers`].
     pub peers: Arc<Peers>,
     /// Addresses where TLS is not spoken; on the others it is, where `access` has it.
     pub plain: Vec<SocketAddr>,
@@ -145,6 +145,8 @@ struct Shard {
     forwarded: Forwarded,
     home: Home,
     links: peer::Links,
+    /// The other servers that this one connects to.
+    peers: RefCell<Arc<Peers>>,
     writers: writer::Writers,
     /// Whether a task ends what goes to other servers and was not used for a while.
     has_sweeper: Cell<bool>,
@@ -166,7 +168,8 @@ pub struct Server {
     mesh: Mesh,
 }
 
-/// Tells a running server who may come from now on. May be used from any thread.
+/// Tells a running server who may come from now on, and where it goes itself. May be used from any
+/// thread.
 #[derive(Clone)]
 pub struct Admission(Mesh);
 
@@ -260,6 +263,11 @@ impl Admission {
     /// Decides about all requests from now on, those of connections that are open included.
     pub fn replace(&self, access: &Arc<Access>) {
         self.0.send_to_all(|| Message::Access(Arc::clone(access)));
+    }
+
+    /// Decides about what is sent to other servers from now on.
+    pub fn replace_peers(&self, peers: &Arc<Peers>) {
+        self.0.send_to_all(|| Message::Peers(Arc::clone(peers)));
     }
 }
 
@@ -386,6 +394,7 @@ impl Start {
             forwarded: Forwarded::default(),
             home: self.home,
             links: peer::Links::default(),
+            peers: RefCell::new(Arc::clone(&self.config.peers)),
             writers: writer::Writers::default(),
             has_sweeper: Cell::new(false),
             memory: memory::Queue::default(),

@@ -8,6 +8,10 @@
 //! answers, and bytes are sent while the device still brings the next ones. Events have connections
 //! of their own: what they set free may be just what a long copy on another connection waits for.
 //!
+//! Where TLS is spoken, a connection is used once both ends know whom they have. One that was made
+//! with files that have been read again since is not used any more. Only connecting is tried more
+//! than once, and nothing is ever said without TLS to a peer that is to speak it.
+//!
 //! Nothing is sent twice. A connection that has been idle is looked at before it is used, and what
 //! fails later fails with the name of the peer.
 
@@ -17,6 +21,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -26,6 +31,7 @@ use super::Shard;
 use super::completion::{Cancel, Gone};
 use super::io::{Received, Socket, connect};
 use super::output::{Unreadable, Unsent};
+use super::tls;
 use crate::blob::Digest;
 use crate::config::{HttpLimits, PeerLimits};
 use crate::engine::{Batch, Cause, Errand, Owner, Parcel, WaitFor, Work};
@@ -43,8 +49,10 @@ pub(super) enum Trouble {
     /// Not the peer's doing.
     #[error("{0}")]
     Here(Cause),
+    #[error("it ended the connection before the handshake of TLS was over")]
+    HungUp,
     #[error("the connection to it broke: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("by RDMA: {0}")]
     Rdma(String),
     #[error("it answered {status}: {text}")]
@@ -53,8 +61,23 @@ pub(super) enum Trouble {
     Reply(#[from] ReplyError),
     #[error("nothing was heard of it for {0:?}")]
     Silent(Duration),
+    #[error("{}", tls::advice(.0))]
+    Tls(rustls::Error),
+    #[error("the handshake of TLS was not over after {0:?}")]
+    Unshaken(Duration),
     #[error("by RDMA: {0}")]
     Unwritten(WorkStatus),
+    #[error("it speaks TLS: --peer names its authorities with ca=FILE")]
+    WantsTls,
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Trouble {
+        match error.downcast() {
+            Ok(error) => Trouble::Tls(error),
+            Err(error) => Trouble::Io(error),
+        }
+    }
 }
 
 impl Trouble {
@@ -69,7 +92,7 @@ impl Trouble {
 impl From<Unsent> for Trouble {
     fn from(unsent: Unsent) -> Trouble {
         match unsent {
-            Unsent::Io(error) => Trouble::Io(error),
+            Unsent::Io(error) => error.into(),
             Unsent::Output(Unreadable::Failed(cause)) => Trouble::Here(cause),
             Unsent::Output(Unreadable::Gone) => Trouble::Closed,
             Unsent::Silent(time) => Trouble::Silent(time),
@@ -135,12 +158,20 @@ pub(super) struct Link {
     replies: Replies,
     /// What came and was not looked at.
     input: Vec<u8>,
+    /// What TLS was begun with.
+    tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 impl Link {
-    /// Whether it is open, and the peer has nothing to say.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.socket.handle().is_quiet()
+    /// Whether it is open, the peer has nothing to say, and it was made as one to `peer` would be
+    /// made now.
+    pub(super) fn is_good_for(&self, peer: &Peer) -> bool {
+        let is_as_now = match (&self.tls, &peer.tls) {
+            (None, None) => true,
+            (Some(then), Some(now)) => Arc::ptr_eq(then, &now.config),
+            _ => false,
+        };
+        is_as_now && self.socket.handle().is_quiet()
     }
 }
 
@@ -231,7 +262,7 @@ impl Shard {
     async fn run_errand(self: Rc<Self>, errand: Errand) -> Result<(), Cause> {
         let Errand { host, owner, route, work, .. } = errand;
         self.waits.want_ticks();
-        let Some(peer) = self.config.peers.find(&host) else {
+        let Some(peer) = self.peers.borrow().find(&host) else {
             return Err(Cause::PeerUnknown { host });
         };
         let to = To { peer: &peer, route: &route };
@@ -312,8 +343,10 @@ impl Shard {
             }
             if let Err(trouble) = self.send_copies(&mut link, to, owner, group).await {
                 // A peer that refuses a request may say why before it hangs up.
-                let said = self.receive_reply(&mut link).await;
-                return Err(said.ok().and_then(Result::err).unwrap_or(trouble));
+                return Err(match self.receive_reply(&mut link).await {
+                    Ok(Err(said)) | Err(said @ (Trouble::Tls(_) | Trouble::WantsTls)) => said,
+                    _ => trouble,
+                });
             }
             answers += 1;
             if answers == PeerLimits::REQUESTS_AHEAD_MAX {
@@ -360,7 +393,12 @@ impl Shard {
         let silence_max = self.config.peer.silence_max;
         let (mut status, mut body) = (0, Vec::new());
         loop {
-            let (consumed, event) = link.replies.next(&link.input)?;
+            let (consumed, event) = match link.replies.next(&link.input) {
+                Err(ReplyError::Head) if link.input.starts_with(TLS_ALERT) => {
+                    return Err(Trouble::WantsTls);
+                }
+                next => next?,
+            };
             let is_over = match event {
                 ReplyEvent::Head { status: found } => {
                     status = found;
@@ -403,7 +441,7 @@ impl Shard {
         let seat = self.reactor.within(silence_max, self.seat((peer.host.clone(), lane))).await;
         let seat = seat.ok_or(Trouble::Silent(silence_max))?;
         while let Some((_, link)) = self.links.change(&seat.lane, |lines| lines.idle.pop()) {
-            if link.is_quiet() {
+            if link.is_good_for(peer) {
                 return Ok((seat, link));
             }
         }
@@ -415,13 +453,15 @@ impl Shard {
         let mut tries = 1;
         loop {
             match self.connect_to(peer).await {
-                Ok(socket) => {
+                Ok(mut socket) => {
+                    self.begin_tls(&mut socket, peer).await?;
                     let limits = HttpLimits {
                         body_bytes_max: PeerLimits::ANSWER_BYTES_MAX,
                         ..HttpLimits::default()
                     };
                     let (replies, input) = (Replies::new(limits), Vec::new());
-                    return Ok(Link { socket, replies, input });
+                    let tls = peer.tls.as_ref().map(|tls| Arc::clone(&tls.config));
+                    return Ok(Link { socket, replies, input, tls });
                 }
                 Err(error) if tries == PeerLimits::CONNECT_TRIES => {
                     return Err(Trouble::Connect(error));
@@ -446,6 +486,19 @@ impl Shard {
             }
         }
         outcome
+    }
+
+    /// Makes sure of the other end, where it is to speak TLS.
+    async fn begin_tls(&self, socket: &mut Socket, peer: &Peer) -> Result<(), Trouble> {
+        let Some(tls) = &peer.tls else { return Ok(()) };
+        socket.begin_tls_to(tls)?;
+        let time_max = PeerLimits::HANDSHAKE_TIME_MAX.min(self.config.peer.silence_max);
+        let shaken = self.reactor.within(time_max, socket.shake_hands()).await;
+        match shaken.ok_or(Trouble::Unshaken(time_max))? {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Trouble::HungUp),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until a connection of a lane may be used.
@@ -489,6 +542,9 @@ impl Shard {
         self.reactor.spawn(sweep).detach();
     }
 }
+
+/// How a server begins that speaks TLS and was sent something else: an alert of any version.
+const TLS_ALERT: &[u8] = &[21, 3];
 
 /// Bytes in front of a blob: its name, its length.
 const BLOB_HEAD_BYTES: u64 = 40;

@@ -1,22 +1,37 @@
 //! TLS as a value: what came from the peer in, what is to be sent out.
 //!
-//! Owns: the conversion between the two kinds of bytes. Absent: sockets and waiting (`io`), files
-//! and names (`identity`).
+//! Owns: the conversion between the two kinds of bytes; what is to be done where another server and
+//! this one do not come together. Absent: sockets and waiting (`io`), files and names (`identity`).
 
 use std::io::{self, BufRead as _, Write as _};
 use std::sync::Arc;
 
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{
+    AlertDescription, CertificateError, ClientConnection, Connection, ServerConfig,
+    ServerConnection,
+};
 
-/// The server's end of one TLS connection.
-pub(super) struct Tls(ServerConnection);
+use crate::identity::PeerTls;
+
+/// This server's end of one TLS connection.
+pub(super) struct Tls(Connection);
 
 impl Tls {
-    pub(super) fn new(config: Arc<ServerConfig>) -> Result<Tls, rustls::Error> {
-        let mut connection = ServerConnection::new(config)?;
+    /// The end of who was connected to.
+    pub(super) fn of_server(config: Arc<ServerConfig>) -> Result<Tls, rustls::Error> {
+        Ok(Tls::new(ServerConnection::new(config)?.into()))
+    }
+
+    /// The end of who connects, to another server.
+    pub(super) fn of_client(to: &PeerTls) -> Result<Tls, rustls::Error> {
+        let connection = ClientConnection::new(Arc::clone(&to.config), to.name.clone())?;
+        Ok(Tls::new(connection.into()))
+    }
+
+    fn new(mut connection: Connection) -> Tls {
         // What is encrypted is taken out at once.
         connection.set_buffer_limit(None);
-        Ok(Tls(connection))
+        Tls(connection)
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
@@ -69,5 +84,50 @@ impl Tls {
     /// Says that nothing more comes, in what is encrypted next.
     pub(super) fn close(&mut self) {
         self.0.send_close_notify();
+    }
+}
+
+/// Why another server and this one do not speak TLS, and what to do, for who has the batch.
+pub(super) fn advice(error: &rustls::Error) -> String {
+    use AlertDescription as Alert;
+    use CertificateError as Bad;
+    use rustls::Error;
+    match error {
+        Error::AlertReceived(Alert::CertificateRequired) => {
+            "it wants a certificate of this server, which --peer gives it with cert= and key="
+                .into()
+        }
+        Error::AlertReceived(
+            alert @ (Alert::AccessDenied
+            | Alert::BadCertificate
+            | Alert::CertificateExpired
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::UnsupportedCertificate),
+        ) => format!(
+            "it refuses this server's certificate ({alert:?}): --peer gives it another with cert= \
+             and key="
+        ),
+        Error::AlertReceived(Alert::ProtocolVersion) | Error::PeerIncompatible(_) => {
+            format!("it does not speak TLS 1.3 as this server does ({error})")
+        }
+        Error::InvalidCertificate(Bad::UnknownIssuer) => {
+            "its certificate is of none of the authorities that --peer names for it with ca=".into()
+        }
+        Error::InvalidCertificate(
+            bad @ (Bad::NotValidForName | Bad::NotValidForNameContext { .. }),
+        ) => {
+            format!("{bad}: --peer says with name= which one it has to have")
+        }
+        Error::InvalidCertificate(bad @ (Bad::Expired | Bad::ExpiredContext { .. })) => {
+            format!("{bad}: it needs a new one")
+        }
+        Error::InvalidCertificate(bad) => format!("its certificate is no good: {bad}"),
+        Error::InvalidMessage(_) => format!(
+            "what it sends is not TLS ({error}): where it listens without, --peer names it without \
+             ca="
+        ),
+        error => error.to_string(),
     }
 }

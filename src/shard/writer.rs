@@ -29,7 +29,7 @@ use super::completion::Cancel;
 use super::peer::{Link as Held, To, Trouble};
 use crate::config::{PeerLimits, RdmaConfig};
 use crate::engine::{Cause, Parcel, Source, WaitFor, asking};
-use crate::identity::Identity;
+use crate::identity::{Identity, Peer};
 use crate::rdma::{
     Address, DeviceFabric, Link, Promise, RdmaError, Target, Turn, WorkStatus, Write,
 };
@@ -109,7 +109,11 @@ impl Drop for Turnstile<'_> {
 impl Writers {
     /// Waits until nobody uses the link, and takes it if there is one. `None` where it is known
     /// that there can be none.
-    async fn enter(&self, key: (String, Identity)) -> Option<(Turnstile<'_>, Option<Box<Writer>>)> {
+    async fn enter(
+        &self,
+        key: (String, Identity),
+        peer: &Peer,
+    ) -> Option<(Turnstile<'_>, Option<Box<Writer>>)> {
         let found = poll_fn(|cx| {
             let mut writers = self.0.borrow_mut();
             match writers.get_mut(&key) {
@@ -123,9 +127,9 @@ impl Writers {
                 _ => {}
             }
             match writers.insert(key.clone(), Peering::Busy(Vec::new())) {
-                Some(Peering::Free(_, writer)) => {
-                    Poll::Ready(Some(Some(writer).filter(|writer| writer.held_by.is_quiet())))
-                }
+                Some(Peering::Free(_, writer)) => Poll::Ready(Some(
+                    Some(writer).filter(|writer| writer.held_by.is_good_for(peer)),
+                )),
                 _ => Poll::Ready(Some(None)),
             }
         });
@@ -161,7 +165,8 @@ impl Shard {
         }
         let key = (to.host().to_owned(), first.identity);
         loop {
-            let Some((mut turnstile, kept)) = self.writers.enter(key.clone()).await else {
+            let Some((mut turnstile, kept)) = self.writers.enter(key.clone(), to.peer()).await
+            else {
                 return Ok(Some(parcels));
             };
             let mut writer = match kept {

@@ -88,7 +88,12 @@ impl Client {
     /// The same, naming the server by its address as the stock client does.
     pub(crate) fn naming_its_server(self) -> Client {
         let host = self.stream.peer_addr().unwrap().to_string();
-        Client { host, ..self }
+        self.naming(&host)
+    }
+
+    /// The same, naming the server so.
+    pub(crate) fn naming(self, host: &str) -> Client {
+        Client { host: host.to_owned(), ..self }
     }
 
     /// The same, sending a token from now on.

@@ -14,6 +14,7 @@ pub(crate) mod place;
 pub(crate) mod process;
 pub(crate) mod skip;
 pub(crate) mod tinygrad;
+pub(crate) mod tls;
 pub(crate) mod tokens;
 pub(crate) mod wait;
 
