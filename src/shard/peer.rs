@@ -390,7 +390,6 @@ impl Shard {
     /// What the peer says to the next request, whose rest goes out first: the inner error leaves
     /// the connection as it should be.
     async fn receive_reply(&self, link: &mut Link) -> Result<Result<Vec<u8>, Trouble>, Trouble> {
-        let silence_max = self.config.peer.silence_max;
         let (mut status, mut body) = (0, Vec::new());
         loop {
             let (consumed, event) = match link.replies.next(&link.input) {
@@ -415,8 +414,7 @@ impl Shard {
                 ReplyEvent::End { keeps } => Some(keeps),
                 ReplyEvent::NeedMore => {
                     link.input.drain(..consumed);
-                    let received = self.reactor.within(silence_max, link.socket.receive()).await;
-                    let received: Received = received.ok_or(Trouble::Silent(silence_max))??;
+                    let received = self.hear(link).await?;
                     if received.is_empty() {
                         return Err(Trouble::Closed);
                     }
@@ -432,6 +430,24 @@ impl Shard {
                     return if keeps { Ok(outcome) } else { outcome.map(Ok) };
                 }
             }
+        }
+    }
+
+    /// What comes next. A peer that refuses what it is sent says why before it hangs up, which is
+    /// there to be read when nothing more can be sent.
+    async fn hear(&self, link: &mut Link) -> Result<Received, Trouble> {
+        let silence_max = self.config.peer.silence_max;
+        let received = self.reactor.within(silence_max, link.socket.receive()).await;
+        match received.ok_or(Trouble::Silent(silence_max))?.map_err(Trouble::from) {
+            Err(Trouble::Io(error)) => {
+                let last = self.reactor.within(silence_max, link.socket.receive()).await;
+                match last.map(|last| last.map_err(Trouble::from)) {
+                    Some(Ok(last)) if !last.is_empty() => Ok(last),
+                    Some(Err(said @ Trouble::Tls(_))) => Err(said),
+                    _ => Err(Trouble::Io(error)),
+                }
+            }
+            received => received,
         }
     }
 
