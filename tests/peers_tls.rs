@@ -1,4 +1,4 @@
-//! Two servers that speak TLS to each other: that everything works as without, and whom they refuse.
+//! Two servers that speak TLS to each other: all works as without, and whom they refuse.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where its client cannot go on")]
 
