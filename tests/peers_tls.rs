@@ -161,6 +161,19 @@ fn pass_on(mut from: TcpStream, mut to: TcpStream, left: &AtomicUsize) {
     let _ = to.shutdown(Shutdown::Both);
 }
 
+/// A server in front of `to`, that passes on what comes to `pass` and what is answered as it is.
+fn in_front_of(
+    to: SocketAddr,
+    pass: impl Fn(TcpStream, TcpStream) + Send + Sync + 'static,
+) -> SocketAddr {
+    stand_in(move |stream| {
+        let there = TcpStream::connect(to).unwrap();
+        let (back, answers) = (stream.try_clone().unwrap(), there.try_clone().unwrap());
+        std::thread::spawn(move || pass_on(answers, back, &AtomicUsize::new(usize::MAX)));
+        pass(stream, there);
+    })
+}
+
 #[test]
 fn transfer_over_tls_brings_the_bytes_to_the_other_server_and_back() {
     let key = Private::key();
@@ -402,13 +415,8 @@ fn connection_with_tls_that_is_cut_anywhere_fails_what_needs_it_and_leaves_nothi
     let key = Private::key();
     let b = secure(&key).start();
     let left = Arc::new(AtomicUsize::new(0));
-    let (to, counter) = (b.address(), Arc::clone(&left));
-    let between = stand_in(move |stream| {
-        let there = TcpStream::connect(to).unwrap();
-        let (back, answers) = (stream.try_clone().unwrap(), there.try_clone().unwrap());
-        std::thread::spawn(move || pass_on(answers, back, &AtomicUsize::new(usize::MAX)));
-        pass_on(stream, there, &counter);
-    });
+    let counter = Arc::clone(&left);
+    let between = in_front_of(b.address(), move |from, to| pass_on(from, to, &counter));
     let a = Server::builder().arg(&peer(between, "")).start();
     let mut far = Client::connect(plain_of(&b), "pair").naming(&between.to_string());
     let bytes = 6 << 20;
@@ -439,6 +447,56 @@ fn connection_with_tls_that_is_cut_anywhere_fails_what_needs_it_and_leaves_nothi
     b.signal(Signal::KILL);
     b.wait(LIMIT);
     baseline.wait_until_back(a.pid());
+}
+
+#[test]
+fn bytes_that_are_changed_on_the_way_are_never_taken() {
+    let key = Private::key();
+    let b = secure(&key).start();
+    let between = in_front_of(b.address(), |mut stream, mut there| {
+        let (mut piece, mut passed) = ([0; 4096], 0);
+        while let Ok(count @ 1..) = stream.read(&mut piece) {
+            // In the middle of what is copied.
+            if (passed..passed + count).contains(&(1 << 20)) {
+                piece[(1 << 20) - passed] ^= 1;
+            }
+            passed += count;
+            if there.write_all(&piece[..count]).is_err() {
+                break;
+            }
+        }
+    });
+    let a = Server::builder().arg(&peer(between, "")).start();
+    let mut far = Client::connect(plain_of(&b), "pair").naming(&between.to_string());
+    far.batch(&[far.alloc(1, 4 << 20)], &[]).ok();
+    refusal(&mut near_of(&a, 4 << 20), between);
+    assert!(far.batch(&[far.copy_out(1)], &[]).ok().iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn peer_that_falls_silent_in_the_middle_of_a_copy_over_tls_is_given_up_in_time() {
+    let key = Private::key();
+    let b = secure(&key).start();
+    let between = in_front_of(b.address(), |mut stream, mut there| {
+        let mut piece = [0; 4096];
+        for _ in 0..64 {
+            let count = stream.read(&mut piece).unwrap();
+            there.write_all(&piece[..count]).unwrap();
+        }
+        // Nothing more is read while the other server lives.
+        let mut ended = [rustix::event::PollFd::new(&there, rustix::event::PollFlags::HUP)];
+        rustix::event::poll(&mut ended, None).unwrap();
+    });
+    let a = Server::builder().arg(&peer(between, "")).arg("--peer-timeout=2").start();
+    let mut far = Client::connect(plain_of(&b), "pair").naming(&between.to_string());
+    far.batch(&[far.alloc(1, 24 << 20)], &[]).ok();
+    let mut near = near_of(&a, 24 << 20);
+    let failure = refusal(&mut near, between);
+    assert!(failure.contains("nothing was heard of it for 2s"), "{failure}");
+    near.batch(&[near.alloc(2, 16)], &[]).ok();
+    // The rest of a body is waited for there.
+    b.signal(Signal::KILL);
+    b.wait(LIMIT);
 }
 
 #[test]
