@@ -255,7 +255,7 @@ impl Engine {
         match (stop, batch.commands.get(batch.next)) {
             // A peer is let in where its connection is served.
             (Stop::Forward(_), Some(Stored::Other(Command::IbConnect(c)))) => {
-                self.ib_connect(batch.identity, c, batch.owner)
+                self.ib_connect(batch.identity, c, batch.owner, now)
             }
             (stop, _) => Err(stop),
         }
@@ -294,7 +294,7 @@ impl Engine {
             Command::BatchTransfer(c) => self.batch_transfer(at, c),
             Command::BufferAlloc(c) => self.buffer_alloc(at, c),
             Command::BufferFree(c) => self.buffer_free(at, c.buffer),
-            Command::BufferIovas(c) => self.buffer_iovas(at, c),
+            Command::BufferIovas(c) => self.buffer_iovas(at, c, now),
             Command::BufferOffset(c) => self.buffer_offset(at, c),
             Command::CopyIn(c) => self.copy_in(at, c, batch),
             Command::CopyOut(c) => self.copy_out(at, c.buffer, batch.use_of_output()),
@@ -303,7 +303,7 @@ impl Engine {
             Command::GraphAlloc(c) => self.graph_alloc(at, c),
             Command::GraphExec(c) => self.graph_exec(at, c),
             Command::GraphFree(c) => self.graph_free(at, c.graph),
-            Command::IbConnect(c) => self.ib_connect(batch.identity, c, batch.owner),
+            Command::IbConnect(c) => self.ib_connect(batch.identity, c, batch.owner, now),
             Command::ProgramAlloc(c) => self.program_alloc(at, c, batch),
             Command::ProgramExec(c) => self.program_exec(at, &c.fields()),
             Command::ProgramFree(c) => self.program_free(at, c),
@@ -351,7 +351,7 @@ impl Engine {
                     session.reached(*fence, now)
                 }
             }
-            WaitFor::Rdma(promise) => promise.is_kept(),
+            WaitFor::Rdma(promise) => promise.is_over(now),
             WaitFor::Event { session, event, until } => {
                 now >= *until || self.event_is_set(*session, *event)
             }

@@ -11,13 +11,15 @@
 //!
 //! Absent: the device, and writing to a peer's memory (`rdma`).
 
+use std::time::Instant;
+
 use super::peer::Parcel;
 use super::session::{Owner, SessionId};
 use super::{Cause, Engine, Step, Stop, WaitFor};
 use crate::device::Fence;
 use crate::engine::batch::Output;
 use crate::identity::Identity;
-use crate::rdma::{Accepted, Address, Fabric, Promise, QueuePairNumber, Target};
+use crate::rdma::{Accepted, Address, Fabric, Promise, QueuePairNumber, RdmaError, Target};
 use crate::wire::command::{self, BufferName};
 
 /// RDMA as this engine has it, and who is connected.
@@ -61,6 +63,7 @@ impl Engine {
         identity: Identity,
         c: &command::IbConnect<'_>,
         owner: Owner,
+        now: Instant,
     ) -> Result<Step, Stop> {
         let Rdma { fabric: Some(fabric), peers, coming } = &mut self.rdma else {
             return Err(Cause::NoRdma { command: "IBConnect" }.into());
@@ -83,11 +86,16 @@ impl Engine {
                 coming.len() - 1
             }
         };
-        let Some(outcome) = coming[at].end.address() else {
+        let found = coming[at].end.address();
+        if found.is_none() && !coming[at].end.is_late(now) {
             // What was begun is found when the command is tried again.
             return Err(Stop::Retry(WaitFor::Rdma(coming[at].end.awaited())));
-        };
+        }
         let peer = coming.swap_remove(at);
+        let Some(outcome) = found else {
+            let (host, why) = (peer.host.into_string(), RdmaError::LATE.to_string());
+            return Err(Cause::Peer { host, why }.into());
+        };
         let end = outcome?;
         peers.retain(|peer| !is_same(peer));
         peers.push(peer);
@@ -98,6 +106,7 @@ impl Engine {
         &mut self,
         at: SessionId,
         c: &command::BufferIovas<'_>,
+        now: Instant,
     ) -> Result<Step, Stop> {
         let Some(fabric) = &self.rdma.fabric else {
             return Err(Cause::NoRdma { command: "BufferIOVAS" }.into());
@@ -125,6 +134,8 @@ impl Engine {
                     session.registrations.remove(number);
                     return Err(error.into());
                 }
+                // It may come yet, for whoever asks again.
+                None if promise.is_late(now) => return Err(RdmaError::LATE.into()),
                 None => pending = pending.or_else(|| Some(promise.clone())),
             }
         }

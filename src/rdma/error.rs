@@ -1,8 +1,10 @@
 //! Every way in which RDMA can fail, and what to do about it.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::state::OutOfOrder;
+use crate::config::RdmaConfig;
 
 /// Why RDMA cannot be used, or a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,6 +15,8 @@ pub enum RdmaError {
     DeviceUnknown { name: String, known: Vec<String> },
     #[error("{device} has no GID {index} on port {port}")]
     GidUnknown { device: String, port: u8, index: u8 },
+    #[error("nothing came of it within {waited:?}: the device or its driver does not answer")]
+    Late { waited: Duration },
     #[error("no libibverbs.so.1: {why}")]
     Library { why: String },
     #[error(
@@ -37,11 +41,14 @@ pub enum RdmaError {
 }
 
 impl RdmaError {
+    /// What RDMA's own threads did not do in time.
+    pub const LATE: RdmaError = RdmaError::Late { waited: RdmaConfig::PROMISE_TIME_MAX };
+
     /// What to do, for the operator.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
-            RdmaError::Call { .. } | RdmaError::OutOfOrder(_) => {
+            RdmaError::Call { .. } | RdmaError::Late { .. } | RdmaError::OutOfOrder(_) => {
                 "rdma resource show and the kernel's log say more"
             }
             RdmaError::DeviceUnknown { .. } => "--rdma-device takes a name that rdma link shows",

@@ -10,9 +10,11 @@ use std::fmt::Debug;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
+use std::time::Instant;
 
 use super::fabric::{Accepted, Registered};
 use super::{Address, RdmaError, Target};
+use crate::config::RdmaConfig;
 use crate::cores;
 
 /// The promise of something, of a registration if nothing else is said. That lasts as long as the
@@ -23,7 +25,15 @@ pub struct Promise<T = Box<dyn Registered>>(Arc<Mutex<State<T>>>);
 #[derive(Debug)]
 struct State<T> {
     outcome: Option<Result<T, RdmaError>>,
+    begun: Instant,
     wakers: Vec<Waker>,
+}
+
+impl<T> State<T> {
+    fn is_late(&self, now: Instant) -> bool {
+        let waited = now.saturating_duration_since(self.begun);
+        self.outcome.is_none() && waited >= RdmaConfig::PROMISE_TIME_MAX
+    }
 }
 
 impl<T> Clone for Promise<T> {
@@ -34,7 +44,8 @@ impl<T> Clone for Promise<T> {
 
 impl<T> Default for Promise<T> {
     fn default() -> Promise<T> {
-        Promise(Arc::new(Mutex::new(State { outcome: None, wakers: Vec::new() })))
+        let state = State { outcome: None, begun: Instant::now(), wakers: Vec::new() };
+        Promise(Arc::new(Mutex::new(state)))
     }
 }
 
@@ -43,6 +54,12 @@ impl<T> Promise<T> {
     #[must_use]
     pub fn take(&self) -> Option<Result<T, RdmaError>> {
         lock(&self.0).outcome.take()
+    }
+
+    /// Whether nothing has come of it for so long that nobody should wait any more.
+    #[must_use]
+    pub fn is_late(&self, now: Instant) -> bool {
+        lock(&self.0).is_late(now)
     }
 
     pub(super) fn keep(&self, outcome: Result<T, RdmaError>) {
@@ -95,10 +112,10 @@ impl Promise<Box<dyn Accepted>> {
 pub struct Awaited(Arc<dyn Kept>);
 
 impl Awaited {
-    /// Whether anything has come of it.
+    /// Whether anything has come of it, or is not worth waiting for any more.
     #[must_use]
-    pub fn is_kept(&self) -> bool {
-        self.0.is_kept()
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.0.is_over(now)
     }
 
     /// Wakes a task, once, when there is something: at once if there is already.
@@ -108,13 +125,14 @@ impl Awaited {
 }
 
 trait Kept: Debug + Send + Sync {
-    fn is_kept(&self) -> bool;
+    fn is_over(&self, now: Instant) -> bool;
     fn wake_on_done(&self, waker: &Waker);
 }
 
 impl<T: Debug + Send> Kept for Mutex<State<T>> {
-    fn is_kept(&self) -> bool {
-        lock(self).outcome.is_some()
+    fn is_over(&self, now: Instant) -> bool {
+        let state = lock(self);
+        state.outcome.is_some() || state.is_late(now)
     }
 
     fn wake_on_done(&self, waker: &Waker) {

@@ -244,7 +244,7 @@ impl Shard {
         let connecting = link.connect_all(peers);
         // Nobody cancels it but by dropping the task.
         let _ = self.wait(&Cancel::default(), &WaitFor::Rdma(connecting.awaited())).await;
-        let link = connecting.take().ok_or_else(odd)??;
+        let link = connecting.take().ok_or(RdmaError::LATE)??;
         let descriptor = link.descriptor().try_clone_to_owned()?;
         info!(host = to.host(), "connected by RDMA");
         Ok(Writer { link, held_by, places: Places::default(), descriptor: Rc::new(descriptor) })
@@ -293,7 +293,7 @@ impl Shard {
         let after: Vec<_> = sources.iter().filter_map(|source| source.after).collect();
         self.engine.borrow_mut().has_reached(&after).map_err(Trouble::Here)?;
         for ((source, target), parcel) in sources.iter().zip(targets).zip(parcels) {
-            let (local, local_key) = source.promise.local().ok_or_else(odd)??;
+            let (local, local_key) = source.promise.local().ok_or(RdmaError::LATE)??;
             let write = Write {
                 local,
                 local_key,

@@ -1,6 +1,7 @@
 //! Peers that connect by RDMA and ask where buffers are, on a fabric that reaches nothing.
 
 use super::*;
+use crate::config::RdmaConfig;
 use crate::engine::{Work, asking};
 use crate::rdma::{Address, NullFabric, QueuePairNumber, Target};
 
@@ -185,6 +186,33 @@ fn peer_that_is_looked_for_is_waited_for_and_goes_with_its_connection() {
     drop(wait);
     bench.engine.release(Owner::Connection(1));
     assert_eq!(fabric.accepted(), 0);
+}
+
+#[test]
+fn driver_that_never_answers_is_given_up_with_the_peers_name() {
+    let (mut bench, fabric) = bench();
+    bench.ok("BufferAlloc(1, 100, $spec, session=$a)");
+    fabric.hold();
+    let texts = [connect("a:1", 6), iovas(&[1])];
+    let mut batches = texts.each_ref().map(|text| parse(text));
+    let waits = batches.each_mut().map(|batch| match bench.engine.advance(batch, bench.now) {
+        Progress::Wait(wait) => wait,
+        progress => panic!("there is nothing to say yet: {progress:?}"),
+    });
+    bench.now += RdmaConfig::PROMISE_TIME_MAX / 2;
+    assert!(waits.iter().all(|wait| !bench.engine.is_over(wait, bench.now)));
+    bench.now += RdmaConfig::PROMISE_TIME_MAX;
+    assert!(waits.iter().all(|wait| bench.engine.is_over(wait, bench.now)));
+    for (batch, name) in batches.iter_mut().zip(["peer a:1: ", "BufferIOVAS"]) {
+        let Progress::Done(Reply::Failed(text)) = bench.engine.advance(batch, bench.now) else {
+            panic!("it is late");
+        };
+        assert!(text.contains(name) && text.contains("nothing came of it within 60s"), "{text}");
+    }
+    drop(waits);
+    fabric.release();
+    assert_eq!(fabric.accepted(), 0, "a peer that was given up is not let in later");
+    assert_eq!(targets(&bench.ok(&iovas(&[1]))).len(), 1, "memory that was pinned late is there");
 }
 
 #[test]
