@@ -29,7 +29,7 @@ pub mod worker;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::CompileConfig;
 use cache::{Disk, Key};
@@ -303,7 +303,9 @@ impl Backend {
         if let Some(object) = self.disk().and_then(|disk| disk.get(key)) {
             return Ok(object.into());
         }
+        let begun = Instant::now();
         let object = compile()?;
+        tracing::debug!(bytes = object.len(), took = ?begun.elapsed(), "compiled");
         if let Some(disk) = self.disk() {
             disk.put(key, &object);
         }
