@@ -52,6 +52,15 @@ impl Target {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ours,
+    /// With a network card that is not there.
+    OursByRdma,
+    /// The client's own server.
+    Reference,
+}
+
 /// A server of a client that has two.
 enum Host {
     Ours(Server),
@@ -59,11 +68,11 @@ enum Host {
 }
 
 impl Host {
-    fn new(client: &tinygrad::Client, is_ours: bool) -> Option<Host> {
-        if is_ours {
-            Some(Host::Ours(Server::start()))
-        } else {
-            client.reference().map(Host::Reference)
+    fn new(client: &tinygrad::Client, kind: Kind) -> Option<Host> {
+        match kind {
+            Kind::Ours => Some(Host::Ours(Server::start())),
+            Kind::OursByRdma => Some(Host::Ours(Server::builder().on_fake_card().start())),
+            Kind::Reference => client.reference().map(Host::Reference),
         }
     }
 
@@ -108,8 +117,7 @@ fn suite(file: &str, passing: usize, limit_seconds: u64) {
 /// One of tinygrad's test files on two hosts.
 struct OnTwo<'a> {
     file: &'a str,
-    /// Which of the hosts are ours; the others are the client's own server.
-    ours: [bool; 2],
+    kinds: [Kind; 2],
     devices: [usize; 2],
     left_out: &'a [LeftOut<'a>],
     /// How many of its tests pass.
@@ -121,10 +129,14 @@ struct OnTwo<'a> {
 impl OnTwo<'_> {
     fn run(&self) {
         let OnTwo { file, left_out, .. } = *self;
-        let kind = |is_ours| if is_ours { "ours" } else { "reference" };
-        let name = format!("{file}-{}-{}", kind(self.ours[0]), kind(self.ours[1]));
+        let named = |kind| match kind {
+            Kind::Ours => "ours",
+            Kind::OursByRdma => "rdma",
+            Kind::Reference => "reference",
+        };
+        let name = format!("{file}-{}-{}", named(self.kinds[0]), named(self.kinds[1]));
         let Some(client) = client(&name) else { return };
-        let hosts = self.ours.into_iter().map(|is_ours| Host::new(client, is_ours));
+        let hosts = self.kinds.into_iter().map(|kind| Host::new(client, kind));
         let Some(hosts) = hosts.collect::<Option<Vec<Host>>>() else {
             return skip(&name, "the client's own server cannot run here");
         };
@@ -138,36 +150,78 @@ impl OnTwo<'_> {
         let unexpected = suite.failed().filter(|test| !is_known(test));
         assert_eq!(unexpected.count(), 0, "{summary}\n{}", run.output);
         assert_eq!(suite.count("passed"), self.passing, "{summary}\n{}", run.output);
+        let is_connected = |host: &Host| match host {
+            Host::Ours(server) => server.stderr().contains("connected by RDMA"),
+            Host::Reference(_) => false,
+        };
+        let is_by_rdma = self.kinds == OURS_BY_RDMA;
+        assert!(!is_by_rdma || hosts.iter().any(is_connected), "{name}: it was not RDMA");
     }
 }
 
+const OURS: [Kind; 2] = [Kind::Ours; 2];
+const OURS_BY_RDMA: [Kind; 2] = [Kind::OursByRdma; 2];
+const OURS_FIRST: [Kind; 2] = [Kind::Ours, Kind::Reference];
+const OURS_LAST: [Kind; 2] = [Kind::Reference, Kind::Ours];
+
 /// Runs one of tinygrad's test files on two hosts of six devices.
-fn suite_on_two(file: &str, ours: [bool; 2], passing: usize, failing: &[&str]) {
-    OnTwo { file, ours, devices: [DEVICES; 2], left_out: &[], passing, failing }.run();
+fn suite_on_two(file: &str, kinds: [Kind; 2], passing: usize, failing: &[&str]) {
+    OnTwo { file, kinds, devices: [DEVICES; 2], left_out: &[], passing, failing }.run();
+}
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_remote_on_two_servers_that_write_by_rdma_passes() {
+    suite_on_two("test_remote", OURS_BY_RDMA, 10, &[]);
+}
+
+/// As [`suite_on_two`], by RDMA, and with the devices so that most tests of several devices copy.
+fn suite_by_rdma(file: &str, left_out: &[LeftOut<'_>], passing: usize) {
+    OnTwo { file, kinds: OURS_BY_RDMA, devices: SPLIT, left_out, passing, failing: &[] }.run();
+}
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_graph_on_two_servers_that_write_by_rdma_passes() {
+    suite_by_rdma("test_graph", &[], 10);
+}
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_jit_on_two_servers_that_write_by_rdma_passes() {
+    suite_by_rdma("test_jit", &[], 48);
+}
+
+#[test]
+#[ignore = "part of the full client suite"]
+fn test_multitensor_on_two_servers_that_write_by_rdma_passes() {
+    let is_unscheduled = |left_out: &&LeftOut<'_>| left_out.1 == UNSCHEDULED;
+    let left_out: Vec<_> = OF_MULTITENSOR.iter().filter(is_unscheduled).copied().collect();
+    suite_by_rdma("test_multitensor", &left_out, 83);
 }
 
 #[test]
 #[ignore = "part of the full client suite"]
 fn test_remote_on_two_servers_passes() {
-    suite_on_two("test_remote", [true, true], 10, &[]);
+    suite_on_two("test_remote", OURS, 10, &[]);
 }
 
 #[test]
 #[ignore = "part of the full client suite"]
 fn test_graph_on_two_servers_passes() {
-    suite_on_two("test_graph", [true, true], 10, &[]);
+    suite_on_two("test_graph", OURS, 10, &[]);
 }
 
 #[test]
 #[ignore = "part of the full client suite"]
 fn test_jit_on_two_servers_passes() {
-    suite_on_two("test_jit", [true, true], 48, &[]);
+    suite_on_two("test_jit", OURS, 48, &[]);
 }
 
 #[test]
 #[ignore = "part of the full client suite"]
 fn test_multitensor_on_two_servers_passes() {
-    suite_on_two("test_multitensor", [true, true], 91, &[]);
+    suite_on_two("test_multitensor", OURS, 91, &[]);
 }
 
 /// Fails on the client's own server, which does not take several devices in one graph.
@@ -179,15 +233,15 @@ const COPIES: [&str; 3] =
 #[test]
 #[ignore = "part of the full client suite"]
 fn test_remote_on_this_server_and_the_clients_own_passes() {
-    suite_on_two("test_remote", [true, false], 9, &[SCHEDULE]);
-    suite_on_two("test_remote", [false, true], 9, &[SCHEDULE]);
+    suite_on_two("test_remote", OURS_FIRST, 9, &[SCHEDULE]);
+    suite_on_two("test_remote", OURS_LAST, 9, &[SCHEDULE]);
 }
 
 #[test]
 #[ignore = "part of the full client suite"]
 fn test_graph_on_this_server_and_the_clients_own_passes() {
-    suite_on_two("test_graph", [true, false], 10, &[]);
-    suite_on_two("test_graph", [false, true], 7, &COPIES);
+    suite_on_two("test_graph", OURS_FIRST, 10, &[]);
+    suite_on_two("test_graph", OURS_LAST, 7, &COPIES);
 }
 
 /// With two devices of the first host REMOTE:1 and REMOTE:2, which most tests of several devices
@@ -201,8 +255,8 @@ const DEADLINE: &str = "has to be done in 20 s, however busy the machine is";
 fn test_jit_on_this_server_and_the_clients_own_passes() {
     let left_out = &[("test_jit.py::TestJit::test_approx_jit_timeout", DEADLINE)];
     let file = "test_jit";
-    for ours in [[true, false], [false, true]] {
-        OnTwo { file, ours, devices: SPLIT, left_out, passing: 47, failing: &[] }.run();
+    for kinds in [OURS_FIRST, OURS_LAST] {
+        OnTwo { file, kinds, devices: SPLIT, left_out, passing: 47, failing: &[] }.run();
     }
 }
 
@@ -229,8 +283,8 @@ const OF_MULTITENSOR: [LeftOut<'_>; 13] = [
 #[ignore = "part of the full client suite"]
 fn test_multitensor_on_this_server_and_the_clients_own_passes() {
     let (file, left_out) = ("test_multitensor", &OF_MULTITENSOR);
-    for ours in [[true, false], [false, true]] {
-        OnTwo { file, ours, devices: SPLIT, left_out, passing: 78, failing: &[] }.run();
+    for kinds in [OURS_FIRST, OURS_LAST] {
+        OnTwo { file, kinds, devices: SPLIT, left_out, passing: 78, failing: &[] }.run();
     }
 }
 

@@ -14,11 +14,12 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, flock};
 
 /// The libraries: the source's name, and the name that the loader looks for.
-const LIBRARIES: [(&str, &str); 4] = [
+const LIBRARIES: [(&str, &str); 5] = [
     ("cuda", "libcuda.so.1"),
     ("nvrtc", "libnvrtc.so.13"),
     ("hip", "libamdhip64.so.6"),
     ("comgr", "libamd_comgr.so.2"),
+    ("ibverbs", "libibverbs.so.1"),
 ];
 
 /// What NVRTC's users find beside it.

@@ -159,6 +159,12 @@ impl ServerBuilder {
         self
     }
 
+    /// With a network card for RDMA that is not there.
+    pub(crate) fn on_fake_card(self) -> Self {
+        let folder = fakes::folder("ibverbs");
+        self.arg("--rdma=auto").env("LD_LIBRARY_PATH", &folder.to_string_lossy())
+    }
+
     /// Starts the server and waits for its ready line.
     pub(crate) fn start(self) -> Server {
         let stderr = scratch_file("server");
