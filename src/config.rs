@@ -697,9 +697,9 @@ impl RdmaConfig {
     /// Places of a peer's buffers that are remembered, for each link: those that a model's copies
     /// between hosts go to again and again. Each takes some 200 bytes.
     pub const PLACES_REMEMBERED_MAX: usize = 4096;
-    /// What a thread of RDMA's may take to pin memory or to find a peer, with all that waits before
-    /// it. A gigabyte takes a tenth of a second, a peer that is not there one second; more than this
-    /// is a driver that hangs, and whoever waits for it hears so.
+    /// What a thread of RDMA's may take to pin memory or to find a peer, with all that was asked of
+    /// it before. A gigabyte takes a tenth of a second, a peer that is not there one second; what
+    /// takes longer than this is a driver that hangs, and whoever waits for it hears so.
     pub const PROMISE_TIME_MAX: Duration = Duration::from_secs(60);
     /// Routers on the way to a peer.
     pub const HOPS_MAX: u8 = 64;

@@ -4,7 +4,7 @@
 //! It has what outboard calls and no more; [`machine`] says what it does. Structures are those of
 //! `infiniband/verbs.h`, as far as the caller looks at them or the library at what it is given. A
 //! broken rule (an object that is freed while others need it, a queue that overflows) ends the
-//! process with a message. `FAKE_IBVERBS_LOSE=3` has the third completion of the process never come.
+//! process with a message. `FAKE_IBVERBS_LOSE=3` has the process's third completion never come.
 
 #![allow(non_snake_case, reason = "the names are the library's")]
 
