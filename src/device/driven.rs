@@ -67,8 +67,8 @@ enum Then {
     Deliver { bytes: HostBytes, to: Address },
     /// Shared memory has been read.
     Keep { _memory: super::shared::Range },
-    /// A program is loaded, or not.
-    Loaded { program: u32, status: Address },
+    /// A program is loaded, or not. Its number may be another's by then.
+    Loaded { index: u32, program: Rc<Program>, status: Address },
     /// All work of a packet is done.
     Packet,
     /// Another worker may have memory of this device's from now on.
@@ -112,7 +112,7 @@ pub(super) struct Driven<'d> {
     stall: Option<Stall>,
     segments: Vec<Option<Memory>>,
     /// `None` where a program could not be loaded.
-    programs: Vec<Option<Program>>,
+    programs: Vec<Option<Rc<Program>>>,
     graphs: Vec<Option<Graph>>,
     /// For parts of shared memory.
     heap: Heap,
@@ -276,7 +276,9 @@ impl<'d> Driven<'d> {
                     range.block().write(0, bytes);
                 }
                 Then::Keep { .. } => {}
-                Then::Loaded { program, status } => self.report(program, status)?,
+                Then::Loaded { index, program, status } => {
+                    self.report(index, &program, status)?;
+                }
                 Then::Packet => {
                     if self.ring.complete(&mut self.place) {
                         worker::ring_doorbell(self.socket);
@@ -391,9 +393,7 @@ impl<'d> Driven<'d> {
             Packet::Load { program, status, bytes: (name_bytes, bytes), name, object } => {
                 let name = bytes_of(name, u64::from(name_bytes))?;
                 let name = std::str::from_utf8(&name).map_err(|_| Failure::Packet)?;
-                let loaded = self.device.load(name, &bytes_of(object, bytes)?)?;
-                worker::put(&mut self.programs, program, Some(loaded));
-                self.after(self.device.last(), Then::Loaded { program, status });
+                self.load(program, status, name, &bytes_of(object, bytes)?)?;
             }
             Packet::OpenShared { segment, bytes, status } => {
                 self.open_shared(segment, bytes, status)?;
@@ -543,23 +543,39 @@ impl<'d> Driven<'d> {
         Ok(())
     }
 
+    fn load(&mut self, index: u32, status: Address, name: &str, object: &[u8]) -> Result<(), End> {
+        match self.device.load(name, object) {
+            Ok(program) => {
+                let program = Rc::new(program);
+                worker::put(&mut self.programs, index, Some(Rc::clone(&program)));
+                self.after(self.device.last(), Then::Loaded { index, program, status });
+            }
+            Err(DeviceError::Load { why }) => {
+                worker::put(&mut self.programs, index, None);
+                self.say(status, Some(&why))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
     /// Says what became of a load.
-    fn report(&mut self, program: u32, status: Address) -> Result<(), Failure> {
-        let index = to_usize(u64::from(program));
-        let loaded = match self.programs.get(index).and_then(Option::as_ref) {
-            Some(program) => self.device.loaded(program),
-            // It is gone already, and nobody will ask.
-            None => Ok(()),
-        };
-        let why = match loaded {
+    fn report(&mut self, index: u32, program: &Rc<Program>, at: Address) -> Result<(), Failure> {
+        let why = match self.device.loaded(program) {
             Ok(()) => None,
             Err(DeviceError::Load { why }) => Some(why),
             Err(error) => Some(error.to_string()),
         };
-        if why.is_some() {
-            self.programs[index] = None;
+        let place = self.programs.get_mut(to_usize(u64::from(index)));
+        let is_it = |held: &Option<Rc<Program>>| {
+            held.as_ref().is_some_and(|held| Rc::ptr_eq(held, program))
+        };
+        if why.is_some()
+            && let Some(place) = place.filter(|place| is_it(place))
+        {
+            *place = None;
         }
-        self.say(status, why.as_deref())
+        self.say(at, why.as_deref())
     }
 
     /// Writes what came of a packet to where the server looks once it is done.
@@ -609,7 +625,7 @@ impl<'s> DecodedStep<'s> {
     fn of(
         step: &Step<'_>,
         segments: &'s [Option<Memory>],
-        programs: &'s [Option<Program>],
+        programs: &'s [Option<Rc<Program>>],
     ) -> Result<Option<DecodedStep<'s>>, Failure> {
         Ok(Some(match *step {
             Step::Copy { to, from, bytes } => DecodedStep::Copy {

@@ -305,6 +305,45 @@ fn program_that_cannot_be_loaded_says_why() {
 }
 
 #[test]
+fn program_dropped_while_it_is_loaded_leaves_its_number_to_the_next() {
+    let name = "apart::program_dropped_while_it_is_loaded_leaves_its_number_to_the_next";
+    clean(name, &[], |vendor| {
+        let mut server = Server::new(vendor);
+        let mut device = server.open();
+        let a = region(&mut *device, &[0; 4 * THREADS]);
+        let image = image_with(vendor, "increment_i32", "0 0", "pi");
+        for count in 1..=50 {
+            // What comes of the first is known while the second is on its way.
+            drop(device.load("increment_i32", &image).unwrap());
+            let program = device.load("increment_i32", &image).unwrap();
+            wait_for_all(&mut *device);
+            device.loaded(&program).unwrap();
+            launch(&mut *device, &program, &[&a], &[1]);
+            assert_eq!(ints(&read(&mut *device, &a)), [count; THREADS]);
+        }
+        drop((a, device));
+        server.finish();
+    });
+}
+
+#[test]
+fn program_whose_name_no_driver_takes_costs_no_session() {
+    clean("apart::program_whose_name_no_driver_takes_costs_no_session", &[], |vendor| {
+        let mut server = Server::new(vendor);
+        let mut device = server.open();
+        let image = image_with(vendor, "increment_i32", "0 0", "pi");
+        let program = device.load("increment\0i32", &image).unwrap();
+        wait_for_all(&mut *device);
+        let error = device.loaded(&program).unwrap_err();
+        assert!(matches!(error, DeviceError::Load { .. }), "{error}");
+        let a = region(&mut *device, b"alive");
+        assert_eq!(read(&mut *device, &a), b"alive");
+        drop((device, program, a));
+        server.finish();
+    });
+}
+
+#[test]
 fn memory_that_others_took_ends_the_session_with_its_reason() {
     let name = "apart::memory_that_others_took_ends_the_session_with_its_reason";
     let fail = "cuMemAllocFromPoolAsync:2,hipMallocFromPoolAsync:2";
