@@ -590,8 +590,9 @@ pub(super) fn outcome(status: &Range) -> Option<Result<(), String>> {
     match (word & u64::from(u32::MAX), usize::try_from(word >> 32)) {
         (1, _) => Some(Ok(())),
         (2, Ok(bytes)) => {
-            let message = &message[..bytes.min(message.len())];
-            Some(Err(String::from_utf8_lossy(message).into_owned()))
+            // A worker that runs kernels may change it while it is looked at.
+            let message = message[..bytes.min(message.len())].to_vec();
+            Some(Err(String::from_utf8_lossy(&message).into_owned()))
         }
         _ => None,
     }
@@ -648,5 +649,40 @@ fn end_words(status: ExitStatus) -> String {
             Some(why) => format!("the worker ended: {why}"),
             None => format!("the worker ended with code {code}"),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn words_of_a_worker_are_text_even_where_it_changes_them_meanwhile() {
+        let heap = Heap::scratch(Arc::new(Budget::new(1 << 20)));
+        let mut status = heap.alloc(DeviceLimits::LOAD_STATUS_BYTES).unwrap();
+        let words = crate::device::worker::outcome(Some(&"\u{e9}".repeat(500)));
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        status.slice_mut()[..bytes.len()].copy_from_slice(&bytes);
+        let file = Arc::clone(status.block().segment().file());
+        let (at, is_over) = (status.block().offset() + 8, AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let first = file.mapping().at(at, 1).unwrap();
+                // SAFETY: mapped as long as the file, and any byte is an atomic one.
+                let first = unsafe { first.cast::<AtomicU8>().as_ref() };
+                while !is_over.load(Ordering::Relaxed) {
+                    first.store(b'e', Ordering::Relaxed);
+                    first.store(0xC3, Ordering::Relaxed);
+                }
+            });
+            let is_text = (0..200_000).all(|_| {
+                let Some(Err(why)) = outcome(&status) else { panic!("it has failed") };
+                str::from_utf8(why.as_bytes()).is_ok()
+            });
+            is_over.store(true, Ordering::Relaxed);
+            assert!(is_text);
+        });
     }
 }
