@@ -70,7 +70,9 @@ impl Engine {
     pub(super) fn transfer_on(&mut self, mut copying: Copying) -> Result<Step, Stop> {
         let Copying { source, destination, ref from, ref to, ref mut queued } = copying;
         let copied = loop {
-            match self.device(destination) {
+            // The source has its part in each, and waits for the last.
+            let source = self.device(source).map(drop);
+            match source.and_then(|()| self.device(destination)) {
                 Ok(session) => {
                     let device = session.open_device()?.as_mut();
                     match copy_on(device, [to, from], from.bytes, *queued) {
