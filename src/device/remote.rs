@@ -66,7 +66,9 @@ pub struct Remote {
     regions: BTreeMap<u32, u64>,
     /// What the worker lets go of, until it is past a packet.
     retiring: VecDeque<(u64, Retired)>,
-    /// Shared memory of the pieces.
+    /// Shared memory of what the server is to see.
+    outbox: Heap,
+    /// Shared memory of pieces on their way from other workers, who see all of it.
     passage: Heap,
     pub(super) orders: Rc<Orders>,
     /// To devices that it copies from.
@@ -111,6 +113,7 @@ impl Remote {
             reaches: Arc::clone(&config.reaches),
             regions: BTreeMap::new(),
             retiring: VecDeque::new(),
+            outbox: Heap::scratch(Arc::clone(&config.worker.budget)),
             passage: Heap::scratch(Arc::clone(&config.worker.budget)),
             orders,
             windows: Vec::new(),
@@ -312,7 +315,7 @@ impl Device for Remote {
         self.ready()?;
         let from = self.own(&of)?;
         let bytes = of.bytes().min(DeviceLimits::PASSAGE_BYTES);
-        let range = self.piece(bytes)?;
+        let range = self.outbox.alloc(bytes)?;
         let to = self.link.address(range.block(), 0, true)?;
         let fence = self.link.enqueue(&Packet::Copy { to, from, bytes }, copy_units(bytes))?;
         // The worker writes there until then, whatever becomes of the bytes.

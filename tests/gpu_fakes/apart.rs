@@ -80,12 +80,20 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Child processes of this one, zombies included.
+/// Child processes of this one, zombies included. One thread starts all workers, and the kernel
+/// lists a thread's in their order.
+pub(crate) fn child_processes() -> Vec<i32> {
+    let mut children = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let Ok(task) = task else { continue };
+        let Ok(list) = std::fs::read_to_string(task.path().join("children")) else { continue };
+        children.extend(list.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
+    }
+    children
+}
+
 fn children() -> usize {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let children =
-        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
-    children.map(|list| list.split_whitespace().count()).sum()
+    child_processes().len()
 }
 
 /// As [`on_fakes`], for workers that may write nothing but what `/dev` has.
@@ -206,6 +214,49 @@ fn copies_between_devices_wait_for_both() {
             );
         }
         drop((first, second, increment));
+        server.finish();
+    });
+}
+
+/// The file that is mapped at an address, as the kernel numbers it.
+fn mapped_file(process: &str, is_it: impl Fn(std::ops::Range<usize>) -> bool) -> Vec<u64> {
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+    let file = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (from, to) = words.next()?.split_once('-')?;
+        let [from, to] = [from, to].map(|at| usize::from_str_radix(at, 16).unwrap());
+        is_it(from..to).then(|| words.nth(3)?.parse().ok()).flatten()
+    };
+    maps.lines().filter_map(file).filter(|inode| *inode > 0).collect()
+}
+
+#[test]
+fn bytes_on_their_way_to_a_client_are_in_no_other_sessions_process() {
+    let name = "apart::bytes_on_their_way_to_a_client_are_in_no_other_sessions_process";
+    clean(name, &[("FAKE_GPU_DEVICES", "2")], |vendor| {
+        let mut server = Server::new(vendor);
+        let mut first = server.open();
+        let a = region(&mut *first, b"theirs");
+        wait_for_all(&mut *first);
+        let theirs = child_processes().pop().unwrap().to_string();
+        let mut second = server.platform.open(1).unwrap();
+        let b = second.alloc(6).unwrap();
+        let written = first.signal().unwrap();
+        second.wait(&written).unwrap();
+        second.copy(whole(&b), whole(&a)).unwrap();
+        until("the copy is there", || {
+            let now = Instant::now();
+            first.poll(now);
+            second.poll(now).completed >= second.last()
+        });
+        let (fence, bytes) = second.read(whole(&b)).unwrap();
+        wait(&mut *second, fence);
+        assert_eq!(bytes.slice(), b"theirs");
+        let at = bytes.slice().as_ptr().addr();
+        let ours = mapped_file("self", |mapped| mapped.contains(&at));
+        assert_eq!(ours.len(), 1);
+        assert!(!mapped_file(&theirs, |_| true).contains(&ours[0]), "{vendor:?}");
+        drop((first, second, a, b, bytes, written));
         server.finish();
     });
 }
