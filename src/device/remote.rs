@@ -150,7 +150,10 @@ impl Remote {
                 other => self.link.bury(&other),
             }
         }
-        // Of a lost worker the account takes care.
+        if self.link.lost().is_some() {
+            // The account takes care of it, at the worker's end.
+            self.retiring.clear();
+        }
         while self.retiring.front().is_some_and(|(packet, _)| *packet <= self.link.completed()) {
             match self.retiring.pop_front() {
                 Some((_, Retired::Bytes(bytes))) => self.account.give(bytes),

@@ -388,12 +388,7 @@ fn window_is_zeroed_before_another_worker_has_it() {
 
 /// Kills the worker of a session by its place among the open ones, from the last.
 fn kill(from_the_end: usize) {
-    let mut children: Vec<i32> = Vec::new();
-    for task in std::fs::read_dir("/proc/self/task").unwrap() {
-        let list = std::fs::read_to_string(task.unwrap().path().join("children")).unwrap();
-        children.extend(list.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
-    }
-    // One thread starts them all, and the kernel lists them in their order.
+    let children = crate::apart::child_processes();
     let pid = children[children.len() - 1 - from_the_end];
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -445,6 +440,20 @@ fn source_goes_on_when_its_destination_is_killed_in_a_copy() {
         wait_for_all(&mut *pair.first);
         let rest = read_span(&mut *pair.first, from, 4 * THREADS as u64, 8);
         assert_eq!(rest, [4, 0, 0, 0, 4, 0, 0, 0]);
+    });
+}
+
+#[test]
+fn window_of_a_lost_destination_is_not_counted_once_its_source_has_let_go() {
+    let name = "windows::window_of_a_lost_destination_is_not_counted_once_its_source_has_let_go";
+    killed(name, 1, |pair, _| {
+        lost(&mut *pair.second);
+        // The session is not freed. All memory but the window's is asked for.
+        crate::apart::until("the window's memory is back", || {
+            pair.first.poll(std::time::Instant::now());
+            let taken = pair.first.alloc((1 << 30) - (40 << 20) - 4 * COUNT as u64);
+            taken.map(drop).is_ok()
+        });
     });
 }
 
