@@ -59,6 +59,8 @@ impl From<DeviceError> for End {
 enum Memory {
     Region(Region),
     Shared(Rc<Segment>),
+    /// It was to be shared, and could not be.
+    Unshared,
 }
 
 /// What happens when the device has reached a fence.
@@ -425,12 +427,12 @@ impl<'d> Driven<'d> {
             Ok((region, memory)) => {
                 // What was in that memory before is gone by then.
                 self.after(self.device.last(), Then::Share { channel, memory });
-                Some(Memory::Region(region))
+                Memory::Region(region)
             }
-            Err(DeviceError::Failed { .. }) => None,
+            Err(DeviceError::Failed { .. }) => Memory::Unshared,
             Err(error) => return Err(error.into()),
         };
-        worker::put(&mut self.segments, segment, region);
+        worker::put(&mut self.segments, segment, Some(region));
         Ok(())
     }
 
@@ -464,6 +466,11 @@ impl<'d> Driven<'d> {
     }
 
     fn copy(&mut self, to: Address, from: Address, bytes: u64) -> Result<(), End> {
+        let target = self.segments.get(to_usize(u64::from(to.segment())));
+        if let Some(Some(Memory::Unshared)) = target {
+            // The other worker says that it has this memory, which is its own session's loss.
+            return Ok(());
+        }
         let Ok(to_region) = region(&self.segments, to) else {
             return self.deliver(from, to, bytes);
         };
@@ -780,3 +787,6 @@ pub(super) fn listen(doorbell: OwnedFd, ring: OwnedFd) -> io::Result<()> {
     })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
