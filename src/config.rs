@@ -656,14 +656,14 @@ impl GpuLimits {
     pub const UNIT_COPY_BYTES: u64 = 1 << 30;
     /// Steps of a copy onto itself, on devices without pools.
     pub const COPY_STEPS_MAX: u64 = 256;
-    /// Pieces through which copies between devices go that do not reach each other: one goes out
-    /// while the other comes in.
-    pub const RELAY_PIECES: usize = 2;
-    /// Bytes of such a copy that are queued in one go: four pieces of nine driver calls at most,
-    /// some 60 microseconds, for what takes ten times as long.
-    pub const RELAYED_BYTES_MAX: u64 = 16 << 20;
-    /// How many of these are under way: one runs, and the next is there when it ends.
+    /// Bytes of a copy between devices that do not reach each other which are queued in one go: two
+    /// pieces of nine driver calls at most, some 30 microseconds, for what takes ten times as long.
+    pub const RELAYED_BYTES_MAX: u64 = 2 * Self::OUT_PIECE_BYTES as u64;
+    /// How many of these are under way: one comes in while the next goes out.
     pub const RELAYED_MAX: usize = 2;
+    /// Pieces through which they go: as many as can be under way, so that a source waits for no
+    /// piece that the destination has yet to empty.
+    pub const RELAY_PIECES: usize = 4;
     /// Graphs that the driver holds of one recorded graph. Two can take turns.
     pub const GRAPHS_MADE_MAX: usize = 2;
 }

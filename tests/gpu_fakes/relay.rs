@@ -1,6 +1,6 @@
 //! Copies between devices that do not reach each other, which go through pinned memory.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use outboard::device::gpu::Vendor;
 use outboard::device::{Device, DeviceError, Region, Source, Span};
@@ -192,6 +192,52 @@ fn fault_of_the_source_is_not_the_destinations() {
     };
     let environment = [APART[0], APART[1], ("FAKE_GPU_FAULT", "context")];
     on_fakes(name, &environment, body, assert_without_the_driver);
+}
+
+#[test]
+fn destination_that_hangs_is_ended_and_its_source_goes_on() {
+    let name = "relay::destination_that_hangs_is_ended_and_its_source_goes_on";
+    let body = |vendor| {
+        if vendor == Vendor::Amd {
+            // Nothing ends its kernel but the process.
+            return;
+        }
+        let mut rig = Rig::with_limit(vendor, Duration::from_millis(500));
+        let (mut first, mut second) = (rig.open_at(0), rig.open_at(1));
+        let hang = load(&mut *second, vendor, "hang", "p");
+        let sources = [(); 2].map(|()| region(&mut *first, &pattern(5 << 20)));
+        let to = second.alloc(5 << 20).unwrap();
+        launch(&mut *second, &hang, &[&to], &[]);
+        let written = first.signal().unwrap();
+        second.wait(&written).unwrap();
+        for from in &sources {
+            assert_eq!(second.backlog(), None);
+            second.copy(whole(&to), whole(from)).unwrap();
+        }
+        let copied = second.signal().unwrap();
+        first.wait(&copied).unwrap();
+        let [kept, freed] = sources;
+        drop(freed);
+        let why = lost(&mut *second);
+        assert!(matches!(why, DeviceError::Timeout { .. }), "{why}");
+        // For longer than it has for work of its own.
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(2) {
+            let lost = first.poll(Instant::now()).lost;
+            assert!(lost.is_none(), "{lost:?}");
+        }
+        assert!(read(&mut *first, &kept) == pattern(5 << 20));
+        drop((second, to, hang, copied));
+        settle_but(1);
+        let mut third = rig.open_at(1);
+        let all = third.alloc((1 << 30) - (1 << 20)).unwrap();
+        let to = Span::new(&all, 0, kept.bytes()).unwrap();
+        let written = first.signal().unwrap();
+        third.wait(&written).unwrap();
+        third.copy(to, whole(&kept)).unwrap();
+        assert!(read_span(&mut *third, &all, 0, kept.bytes()) == pattern(5 << 20));
+    };
+    on_fakes(name, &APART, body, |ran| ran.watch.assert_clean_but(&["leak"]));
 }
 
 /// Both ways, with both ends in use; `Err` where a call failed.

@@ -4,10 +4,10 @@
 //! own end as a rule, which comes with the last of what was made in it, on the same thread.
 //!
 //! Memory must not go to anybody else while a kernel may still write there. So the work is waited
-//! for, as long as a kernel may run. After that the context is ended with the work in it. Where
-//! that cannot be done (HIP has one context for all; another device may still write to the
-//! context's pinned memory, see `relay`) nothing is given back: it stays taken until the server
-//! ends, which the log says.
+//! for, as long as a kernel may run. After that the context is ended with the work in it, as soon
+//! as no other device writes to its pinned memory (`relay`). Where that cannot be done (HIP has one
+//! context for all; the other device is busy with its own work for longer than a kernel may run)
+//! nothing is given back: it stays taken until the server ends, which the log says.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -30,10 +30,12 @@ pub(super) struct Remains {
     pub(super) memory: Vec<DevicePointer>,
     pub(super) pool: Option<Pool>,
     pub(super) streams: Vec<Stream>,
+    /// Pinned memory to which other devices write, who have a part in it until they do not.
+    pub(super) relayed: Vec<Arc<Lent>>,
     /// How long its work may take yet.
     pub(super) patience: Duration,
-    /// Whether another device may write to its pinned memory, which is the context's.
-    pub(super) is_written_to: bool,
+    /// How long others may write yet.
+    pub(super) patience_with_others: Duration,
 }
 
 impl Remains {
@@ -57,7 +59,7 @@ pub(super) fn close(context: &Arc<Context>, remains: Remains, uploader: Option<U
         give_back(context, remains);
         return;
     }
-    if !remains.is_written_to && context.end() {
+    if is_left_alone(&remains) && context.end() {
         return;
     }
     tracing::warn!(
@@ -71,18 +73,30 @@ pub(super) fn close(context: &Arc<Context>, remains: Remains, uploader: Option<U
 /// nothing runs in a context that is lost.
 fn settle(remains: &Remains, uploader: Option<&Uploader>) -> bool {
     let uploads = uploader.into_iter().flat_map(Uploader::streams);
-    let streams: Vec<&Stream> = remains.streams.iter().chain(uploads).collect();
+    let mut streams: Vec<&Stream> = remains.streams.iter().chain(uploads).collect();
+    wait_until(remains.patience, || {
+        while streams.pop_if(|stream| stream.is_done().unwrap_or(true)).is_some() {}
+        streams.is_empty()
+    })
+}
+
+/// Waits until no other device writes to the context's memory. False where that takes too long.
+fn is_left_alone(remains: &Remains) -> bool {
+    let is_ours = |lent: &Arc<Lent>| Arc::strong_count(lent) == 1;
+    wait_until(remains.patience_with_others, || remains.relayed.iter().all(is_ours))
+}
+
+/// Looks again and again whether something is so, for a time.
+fn wait_until(patience: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     let mut pause = PAUSE_MIN;
-    for stream in streams {
-        while !stream.is_done().unwrap_or(true) {
-            if start.elapsed() >= remains.patience {
-                return false;
-            }
-            // Nobody unparks this thread: it is a pause.
-            std::thread::park_timeout(pause);
-            pause = (pause * 2).min(PAUSE_MAX);
+    while !is_so() {
+        if start.elapsed() >= patience {
+            return false;
         }
+        // Nobody unparks this thread: it is a pause.
+        std::thread::park_timeout(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
     }
     true
 }
@@ -90,7 +104,8 @@ fn settle(remains: &Remains, uploader: Option<&Uploader>) -> bool {
 /// Frees the memory behind all work, then all else. What a lost context answers does not matter: it
 /// takes with it what could not be freed.
 fn give_back(context: &Arc<Context>, remains: Remains) {
-    let Remains { left, events, lent, pinned, registered, memory, pool, streams, .. } = remains;
+    let Remains { left, events, lent, relayed, pinned, registered, memory, pool, streams, .. } =
+        remains;
     drop((left, events, registered));
     for at in memory {
         let freed = match (&pool, streams.first()) {
@@ -107,5 +122,5 @@ fn give_back(context: &Arc<Context>, remains: Remains) {
             tracing::debug!(why = context.driver().describe(trouble.code), "stream not settled");
         }
     }
-    drop((lent, pinned, pool, streams));
+    drop((lent, relayed, pinned, pool, streams));
 }

@@ -110,7 +110,7 @@ pub struct GpuDevice {
     can_linger: bool,
     lingering: Backoff,
     watch: Watch,
-    watchdog: Watchdog,
+    pub(super) watchdog: Watchdog,
     /// With how far the work had come.
     lost: Option<(DeviceError, u64)>,
     /// Memory of the last launch's arguments.
@@ -382,7 +382,7 @@ impl GpuDevice {
             self.clerk.send(Job::Drop(Box::new(memory)));
         }
         parts.outbox.look(&self.queue);
-        self.stage.look(&mut self.queue);
+        self.stage.look(&self.queue);
         self.site.reach(|reach| reach.relays.iter_mut().for_each(Relay::tidy));
     }
 
@@ -418,8 +418,9 @@ impl GpuDevice {
             memory: Vec::new(),
             pool: None,
             streams,
+            relayed: Vec::new(),
             patience,
-            is_written_to: false,
+            patience_with_others: self.watchdog.limit(),
         };
         if let Some(reach) = reach {
             remains.events.extend(reach.events);
@@ -433,9 +434,9 @@ impl GpuDevice {
             remains.pinned.extend(inbox.into_memory());
             remains.memory = live.into_iter().collect();
         }
-        remains.is_written_to = self.stage.leave(&self.site);
+        self.stage.leave(&self.site);
         let (pieces, events) = self.stage.close();
-        remains.lent.extend(pieces);
+        remains.relayed = pieces;
         remains.events.extend(events);
         self.retired_memory.clear();
         self.clerk.send(Job::Close(Box::new(remains)));

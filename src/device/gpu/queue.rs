@@ -173,11 +173,6 @@ impl Queue {
         }
     }
 
-    /// An event that has been reached, to be used again.
-    pub(super) fn take_back(&mut self, event: Event) {
-        self.events.push(event);
-    }
-
     /// The mark at or behind the lane's work with `number`, as close to it as there is one.
     fn mark(&mut self, lane: Lane, number: u64) -> Done<&Mark> {
         let index = lane.index();

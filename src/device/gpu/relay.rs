@@ -2,8 +2,13 @@
 //!
 //! A piece is copied out in a stream of the source's context, and in through the destination's own,
 //! which waits for it by an event; another one tells the source's stream when the memory may be
-//! written again. There are several pieces, so that one goes out while another comes in. All of it
-//! is queued at once, so a long copy is to be asked for in parts (`Device::copy_bytes_max`).
+//! written again. All of it is queued at once, so a long copy is to be asked for in parts
+//! (`Device::copy_bytes_max`).
+//!
+//! What goes out waits for the source's own work and for nothing of the destination's, as long as
+//! there is room for a part (`Device::backlog`): two parts have pieces of their own, and one goes
+//! out while the other comes in. So a destination that hangs holds up no copy out of a source, and
+//! its end has to wait for none for long.
 //!
 //! Owns: [`Relay`] (the source's end, one for each device that copies from it) and [`Stage`] (the
 //! destination's: the memory). Absent: when the source was written and may be written again, which
@@ -21,6 +26,7 @@ use super::driver::DevicePointer;
 use super::handles::{Context, Done, Event, Stream, Trouble};
 use super::memory::{Access, Allocation, Reach, Site};
 use super::queue::{Lane, Queue};
+use super::signal::Signal;
 use super::transfer::{closed, place};
 use crate::config::GpuLimits;
 use crate::device::shared::{to_u64, to_usize};
@@ -98,8 +104,8 @@ struct Piece {
 pub(super) struct Stage {
     /// The next one first.
     pieces: VecDeque<Piece>,
-    /// Copies under way, and the events before which they do not begin.
-    under_way: VecDeque<(u64, Event)>,
+    /// Copies under way.
+    under_way: VecDeque<u64>,
     /// The devices from which it has copied.
     sources: Vec<Weak<Site>>,
 }
@@ -108,9 +114,9 @@ impl Stage {
     /// The work to wait for where enough is under way.
     pub(super) fn backlog(&self, queue: &Queue) -> Option<u64> {
         let done = queue.done(Lane::In);
-        let from = self.under_way.partition_point(|(number, _)| *number <= done);
+        let from = self.under_way.partition_point(|number| *number <= done);
         let left = self.under_way.len() - from;
-        if left < GpuLimits::RELAYED_MAX { None } else { Some(self.under_way[from].0) }
+        if left < GpuLimits::RELAYED_MAX { None } else { Some(self.under_way[from]) }
     }
 
     fn note_source(&mut self, site: &Rc<Site>) {
@@ -122,16 +128,14 @@ impl Stage {
     }
 
     /// Forgets what the queue is past.
-    pub(super) fn look(&mut self, queue: &mut Queue) {
+    pub(super) fn look(&mut self, queue: &Queue) {
         let done = queue.done(Lane::In);
-        let over = self.under_way.partition_point(|(number, _)| *number <= done);
-        self.under_way.drain(..over).for_each(|(_, event)| queue.take_back(event));
+        let over = self.under_way.partition_point(|number| *number <= done);
+        self.under_way.drain(..over);
     }
 
-    /// Whatever a source may still write to is kept at its end: a device whose work does not end is
-    /// not waited for. Whether there is any.
-    pub(super) fn leave(&mut self, reader: &Rc<Site>) -> bool {
-        let mut leaves = false;
+    /// Whatever a source may still write to is kept at its end too.
+    pub(super) fn leave(&mut self, reader: &Rc<Site>) {
         let pieces = || self.pieces.iter().map(|piece| Arc::clone(&piece.memory));
         for source in self.sources.iter().filter_map(Weak::upgrade) {
             source.reach(|reach| {
@@ -139,12 +143,10 @@ impl Stage {
                 let relay = reach.relays.iter_mut().find(busy);
                 if let Some(relay) = relay {
                     relay.astray.extend(pieces());
-                    leaves = true;
                 }
             });
         }
         self.sources.clear();
-        leaves
     }
 
     /// All of it, to be given back behind the device's work.
@@ -154,7 +156,6 @@ impl Stage {
             lent.push(piece.memory);
             events.push(piece.emptied);
         }
-        events.extend(self.under_way.drain(..).map(|(_, event)| event));
         (lent, events)
     }
 }
@@ -167,12 +168,13 @@ struct Route {
     bytes: u64,
 }
 
-/// Queues a whole copy: out through the relay, in through the queue.
+/// Queues a whole copy: out through the relay, once the source has signalled, and in through the
+/// queue.
 fn pass(
     reach: &mut Reach,
     reader: &Rc<Site>,
     (stage, queue): (&mut Stage, &Queue),
-    begun: &Event,
+    written: Option<&Signal>,
     route: Route,
 ) -> Result<(), Stop> {
     let context = Arc::clone(&reach.context);
@@ -186,7 +188,9 @@ fn pass(
         let (what, why) = ("copy from another device", "an earlier one has failed".to_owned());
         return Err(DeviceError::Failed { what, why }.into());
     }
-    relay.stream.wait(begun).map_err(theirs)?;
+    if let Some(written) = written {
+        relay.stream.wait(written.event()).map_err(theirs)?;
+    }
     let (most, ours) = (to_u64(GpuLimits::OUT_PIECE_BYTES), queue.stream(Lane::In));
     for at in (0..route.bytes).step_by(GpuLimits::OUT_PIECE_BYTES) {
         stage.pieces.rotate_left(1);
@@ -228,16 +232,17 @@ impl GpuDevice {
         self.fill_stage()?;
         self.queue.begin(Lane::In)?;
         target.uses.order(&mut self.queue, Lane::In, Access::Write)?;
-        let begun = self.queue.event()?;
-        self.queue.stream(Lane::In).record(&begun)?;
+        // Where it is not waited for any more, the source is there.
+        let written = self.watchdog.awaited_from(&source.site);
         let route = Route { to: place(target, to), from: place(source, from), bytes: to.bytes() };
         source.uses.set_relayed();
         self.stage.note_source(&source.site);
         let (site, stage, queue) = (&self.site, &mut self.stage, &self.queue);
-        let passed = source.site.reach(|reach| pass(reach, site, (stage, queue), &begun, route));
+        let passed =
+            source.site.reach(|reach| pass(reach, site, (stage, queue), written.as_deref(), route));
         let number = self.queue.push(Lane::In, 1);
         target.uses.note(Lane::In, Access::Write, number);
-        self.stage.under_way.push_back((number, begun));
+        self.stage.under_way.push_back(number);
         if let Err(stop) = passed.unwrap_or_else(|| Err(gone())) {
             self.drop_stage(number);
             return Err(stop);

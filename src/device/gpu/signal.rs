@@ -34,6 +34,11 @@ impl Signal {
         Ok(Signal { event: Some(event), site, jobs: device.clerk.jobs() })
     }
 
+    /// Whether it is of the device with this site.
+    pub(super) fn is_of(&self, site: &Rc<Site>) -> bool {
+        Rc::ptr_eq(&self.site, site)
+    }
+
     /// Whether its device is gone.
     pub(super) fn is_over(&self) -> bool {
         self.site.is_closed()

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::handles::{Done, Event};
+use super::memory::Site;
 use super::queue::Queue;
 use super::signal::Signal;
 use crate::config::DeviceLimits;
@@ -72,6 +73,12 @@ impl Watchdog {
 
     pub(super) fn may_wait(&mut self, number: u64, signal: Rc<Signal>) {
         self.waits.push_back((number, signal));
+    }
+
+    /// The last signal of the device with that site that may still be waited for.
+    pub(super) fn awaited_from(&self, site: &Rc<Site>) -> Option<Rc<Signal>> {
+        let (_, last) = self.waits.iter().rev().find(|(_, signal)| signal.is_of(site))?;
+        Some(Rc::clone(last))
     }
 
     /// Whether the oldest work has been under way for too long. A graph has the time of as many
