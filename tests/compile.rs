@@ -408,6 +408,55 @@ fn cache_that_cannot_be_used_fails_no_compile() {
     assert!(entries(&open).is_empty());
 }
 
+/// gcc in a directory of its own, with the parts of the one that is installed.
+fn own_gcc(dir: &Path) -> Option<PathBuf> {
+    let part = Command::new("gcc").arg("-print-prog-name=cc1").output().ok()?.stdout;
+    let part = PathBuf::from(String::from_utf8(part).ok()?.trim_end());
+    let parts = part.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == "gcc"))?;
+    fs::create_dir_all(dir.join("lib")).ok()?;
+    std::os::unix::fs::symlink(parts, dir.join("lib/gcc")).ok()?;
+    let own = dir.join("bin/gcc");
+    fs::create_dir(dir.join("bin")).ok()?;
+    fs::copy(fs::canonicalize(which("gcc")?).ok()?, &own).ok()?;
+    let parts = Command::new(&own).arg("-print-prog-name=cc1").output().ok()?.stdout;
+    parts.starts_with(b"/").then_some(own)
+}
+
+fn which(name: &str) -> Option<PathBuf> {
+    let dirs = std::env::var_os("PATH")?;
+    std::env::split_paths(&dirs).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+/// Puts a file in the place of another, as an installation does.
+fn replace(program: &Path, with: &Path) {
+    let fresh = program.with_extension("fresh");
+    fs::copy(with, &fresh).unwrap();
+    fs::rename(&fresh, program).unwrap();
+}
+
+#[test]
+fn compiler_that_is_replaced_while_the_server_runs_is_found_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(own) = own_gcc(dir.path()) else {
+        return skip("a compiler that is replaced", "gcc does not work from another directory");
+    };
+    let none = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let kept = own.with_extension("kept");
+    fs::copy(&own, &kept).unwrap();
+    let service = Service::new(config(CompilerChoice::Path(own.clone())));
+    let compiled = |salt| service.compile(&Target::Cpu, small_source(salt)).wait();
+    compiled(1).unwrap();
+    replace(&own, &kept);
+    compiled(2).unwrap();
+    // One that is not whole yet.
+    replace(&own, &none);
+    assert_eq!(compiled(3), Err(CompileError::NoCompiler));
+    fs::remove_file(&own).unwrap();
+    assert_eq!(compiled(4), Err(CompileError::NoCompiler));
+    fs::copy(&kept, &own).unwrap();
+    compiled(5).unwrap();
+}
+
 // Figures, for people: `cargo test --release --test compile -- --ignored --nocapture figures`.
 
 #[test]

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::CompileError;
@@ -118,8 +119,28 @@ pub struct Toolchain {
     args: Vec<CString>,
     env: Vec<CString>,
     sandbox: Sandbox,
+    /// The programs that it consists of, as they were when the sandbox was made: that may start
+    /// those very files.
+    parts: Vec<(PathBuf, Option<Stamp>)>,
     source_bytes_max: usize,
     limits: Limits,
+}
+
+/// What tells a file from one that takes its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    /// Nothing where there is no such file.
+    fn of(path: &Path) -> Option<Stamp> {
+        let metadata = std::fs::metadata(path).ok()?;
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        Some(Stamp { inode: metadata.ino(), bytes: metadata.len(), modified })
+    }
 }
 
 /// No compiler works. For the operator: it names paths.
@@ -203,6 +224,8 @@ impl Toolchain {
             Family::Clang => Processes::None,
             Family::Gcc => Processes::Children,
         };
+        let stamped = |part: &PathBuf| (part.clone(), Stamp::of(part));
+        let parts = execute.iter().map(stamped).collect();
         let rights = rights(&path, execute, processes, config);
         let mut toolchain = Toolchain {
             program: c_string(path.as_os_str().as_bytes())?,
@@ -214,6 +237,7 @@ impl Toolchain {
             args,
             env,
             sandbox: Sandbox::new(&rights).map_err(|e| e.to_string())?,
+            parts,
             source_bytes_max: config.source_bytes_max,
             limits: Limits::of(config),
         };
@@ -221,6 +245,11 @@ impl Toolchain {
         toolchain.half = toolchain.compile(TRIAL_HALF).is_ok();
         toolchain.bfloat16 = toolchain.compile(TRIAL_BFLOAT16).is_ok();
         Ok(toolchain)
+    }
+
+    /// Whether its programs are still the files that they were.
+    pub(super) fn is_as_found(&self) -> bool {
+        self.parts.iter().all(|(path, stamp)| Stamp::of(path) == *stamp)
     }
 
     /// A hash of all that, besides the source, decides what comes out.

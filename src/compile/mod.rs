@@ -123,10 +123,9 @@ struct Inner {
 #[derive(Debug)]
 struct Backend {
     config: CompileConfig,
-    /// Each found by the first thread that needs it.
-    toolchain: OnceLock<Result<Found<Toolchain>, NoToolchain>>,
-    comgr: Place,
-    nvrtc: Place,
+    toolchain: Place<Toolchain, NoToolchain>,
+    comgr: Place<Library, NoLibrary>,
+    nvrtc: Place<Library, NoLibrary>,
     disk: OnceLock<Option<Disk>>,
 }
 
@@ -136,12 +135,46 @@ struct Found<C> {
     fingerprint: [u8; 32],
 }
 
-/// A library, which may be replaced by another while the server runs.
-#[derive(Debug, Default)]
-struct Place {
-    first: OnceLock<Result<Arc<Found<Library>>, NoLibrary>>,
+/// A compiler, which may be replaced by another while the server runs.
+#[derive(Debug)]
+struct Place<C, E> {
+    /// Found by the first thread that needs it.
+    first: OnceLock<Result<Arc<Found<C>>, E>>,
     /// The last that took its place.
-    later: Mutex<Option<Arc<Found<Library>>>>,
+    later: Mutex<Option<Arc<Found<C>>>>,
+}
+
+impl<C, E> Default for Place<C, E> {
+    fn default() -> Self {
+        Place { first: OnceLock::new(), later: Mutex::default() }
+    }
+}
+
+impl<C, E> Place<C, E> {
+    /// The compiler as it is now. Which files it may read and start was decided when it was found,
+    /// file by file; so one that is not what it was is found anew.
+    fn now(
+        &self,
+        first: &Arc<Found<C>>,
+        is_as_found: impl FnOnce(&Found<C>) -> bool,
+        find: impl FnOnce() -> Result<Arc<Found<C>>, E>,
+    ) -> Result<Arc<Found<C>>, E> {
+        let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = later.as_ref().unwrap_or(first);
+        if is_as_found(known) {
+            return Ok(Arc::clone(known));
+        }
+        tracing::info!("a compiler was replaced: looked for again");
+        let found = find()?;
+        *later = Some(Arc::clone(&found));
+        Ok(found)
+    }
+}
+
+impl From<Toolchain> for Found<Toolchain> {
+    fn from(compiler: Toolchain) -> Self {
+        Found { fingerprint: compiler.fingerprint(), compiler }
+    }
 }
 
 impl From<Library> for Found<Library> {
@@ -156,7 +189,7 @@ impl Service {
     pub fn new(config: CompileConfig) -> Service {
         let backend = Backend {
             config,
-            toolchain: OnceLock::new(),
+            toolchain: Place::default(),
             comgr: Place::default(),
             nvrtc: Place::default(),
             disk: OnceLock::new(),
@@ -208,19 +241,27 @@ impl Drop for Inner {
 }
 
 impl Backend {
-    fn toolchain(&self) -> Result<&Found<Toolchain>, &NoToolchain> {
-        let find = || {
-            let found = Toolchain::find(&self.config);
-            match &found {
-                Ok(t) => tracing::info!(compiler = %t.path.display(), version = t.version, "found"),
-                Err(error) => tracing::warn!(%error),
-            }
-            found.map(|compiler| Found { fingerprint: compiler.fingerprint(), compiler })
-        };
-        self.toolchain.get_or_init(find).as_ref()
+    fn find_toolchain(&self) -> Result<Arc<Found<Toolchain>>, NoToolchain> {
+        let found = Toolchain::find(&self.config);
+        match &found {
+            Ok(t) => tracing::info!(compiler = %t.path.display(), version = t.version, "found"),
+            Err(error) => tracing::warn!(%error),
+        }
+        found.map(|toolchain| Arc::new(toolchain.into()))
     }
 
-    fn place(&self, kind: Kind) -> &Place {
+    fn toolchain(&self) -> Result<&Arc<Found<Toolchain>>, &NoToolchain> {
+        self.toolchain.first.get_or_init(|| self.find_toolchain()).as_ref()
+    }
+
+    fn toolchain_now(&self) -> Result<Arc<Found<Toolchain>>, CompileError> {
+        let first = self.toolchain().map_err(|_| CompileError::NoCompiler)?;
+        let is_as_found = |known: &Found<Toolchain>| known.compiler.is_as_found();
+        let now = self.toolchain.now(first, is_as_found, || self.find_toolchain());
+        now.map_err(|_| CompileError::NoCompiler)
+    }
+
+    fn place(&self, kind: Kind) -> &Place<Library, NoLibrary> {
         match kind {
             Kind::Comgr => &self.comgr,
             Kind::Nvrtc => &self.nvrtc,
@@ -240,22 +281,15 @@ impl Backend {
         self.place(kind).first.get_or_init(|| self.find_library(kind)).as_ref()
     }
 
-    /// The library as it is now. What may be read was decided when it was found, file by file, and
-    /// what it makes is kept under its fingerprint; so one that was replaced is found anew.
+    /// What a library makes is kept under its fingerprint, which names its files as they are.
     fn library_now(&self, kind: Kind) -> Result<Arc<Found<Library>>, CompileError> {
         let (library, remedy) = (kind.name(), kind.remedy());
         let missing = |_: &_| CompileError::NoLibrary { library, remedy };
         let first = self.library(kind).map_err(missing)?;
-        let mut later = self.place(kind).later.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = later.as_ref().unwrap_or(first);
-        if known.compiler.fingerprint() == known.fingerprint {
-            return Ok(Arc::clone(known));
-        }
-        tracing::info!(library = %known.compiler.path.display(), "replaced: looked for again");
-        let replaced = |_| CompileError::Replaced { library, remedy };
-        let found = self.find_library(kind).map_err(replaced)?;
-        *later = Some(Arc::clone(&found));
-        Ok(found)
+        let is_as_found =
+            |known: &Found<Library>| known.compiler.fingerprint() == known.fingerprint;
+        let now = self.place(kind).now(first, is_as_found, || self.find_library(kind));
+        now.map_err(|_| CompileError::Replaced { library, remedy })
     }
 
     fn disk(&self) -> Option<&Disk> {
@@ -281,7 +315,7 @@ impl Backend {
     fn compile_c(&self, source: &[u8]) -> CompileResult {
         // A source is refused for what it is, whether or not some compiler works here.
         source::check(Dialect::C, source, self.config.source_bytes_max)?;
-        let found = self.toolchain().map_err(|_| CompileError::NoCompiler)?;
+        let found = self.toolchain_now()?;
         let key: Key = *blake3::keyed_hash(&found.fingerprint, source).as_bytes();
         self.kept(&key, || found.compiler.compile(source))
     }
