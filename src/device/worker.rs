@@ -91,6 +91,9 @@ pub fn drive(open: impl FnOnce() -> Result<Box<dyn Device>, DeviceError>) -> ! {
 }
 
 fn driven_life(open: impl FnOnce() -> Result<Box<dyn Device>, DeviceError>) -> Failure {
+    if let Err(failure) = close_inherited() {
+        return failure;
+    }
     let socket = rustix::stdio::stdin();
     let Handshake { parent, ring: ring_fd, clock } = match Handshake::receive(socket) {
         Ok(handshake) => handshake,
@@ -388,10 +391,11 @@ fn receive(
     Ok([fds.next(), fds.next()])
 }
 
-/// The server opens all descriptors close-on-exec; this is for those that it inherited itself.
+/// The server opens all descriptors close-on-exec; this is for those that it inherited itself, and
+/// for those of drivers. Called where only the standard ones are in use.
 fn close_inherited() -> Result<(), Failure> {
-    // SAFETY: the ring and the timeline are mapped and their descriptors closed; the allocator and
-    // the runtime keep none.
+    // SAFETY: what the server has sent is mapped and its descriptors closed, or not received yet;
+    // the allocator and the runtime keep none.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
     if closed == 0 { Ok(()) } else { Err(Failure::Sandbox) }
 }

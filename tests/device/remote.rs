@@ -271,6 +271,27 @@ fn driver_that_cannot_be_opened_is_lost_with_its_reason() {
 }
 
 #[test]
+fn descriptors_that_the_server_inherited_are_none_of_a_workers() {
+    let rig = Rig::new();
+    let file = tempfile::tempfile().unwrap();
+    // As one that the server's own parent has left open.
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+    let inode = rustix::fs::fstat(&file).unwrap().st_ino;
+    let mut device = rig.remote("null");
+    let a = region(&mut device, b"alive");
+    assert_eq!(read(&mut device, &a), b"alive");
+    let [worker] = children()[..] else { panic!("there is one worker") };
+    let opened = std::fs::read_dir(format!("/proc/{worker}/fd")).unwrap();
+    let inodes = opened.filter_map(|entry| {
+        use std::os::unix::fs::MetadataExt;
+        Some(std::fs::metadata(entry.ok()?.path()).ok()?.ino())
+    });
+    assert!(!inodes.collect::<Vec<_>>().contains(&inode));
+    drop((file, a, device));
+    rig.finish();
+}
+
+#[test]
 fn worker_killed_from_outside_is_lost_with_its_reason() {
     let why = end(Rig::new(), "null", |device| {
         let fence = device.signal().map(|_| device.last()).unwrap();
