@@ -202,7 +202,7 @@ fn destination_that_hangs_is_ended_and_its_source_goes_on() {
             // Nothing ends its kernel but the process.
             return;
         }
-        let mut rig = Rig::with_limit(vendor, Duration::from_millis(500));
+        let mut rig = Rig::with_limit(vendor, Duration::from_secs(2));
         let (mut first, mut second) = (rig.open_at(0), rig.open_at(1));
         let hang = load(&mut *second, vendor, "hang", "p");
         let sources = [(); 2].map(|()| region(&mut *first, &pattern(5 << 20)));
@@ -222,7 +222,7 @@ fn destination_that_hangs_is_ended_and_its_source_goes_on() {
         assert!(matches!(why, DeviceError::Timeout { .. }), "{why}");
         // For longer than it has for work of its own.
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(2) {
+        while begin.elapsed() < Duration::from_secs(3) {
             let lost = first.poll(Instant::now()).lost;
             assert!(lost.is_none(), "{lost:?}");
         }
@@ -238,6 +238,47 @@ fn destination_that_hangs_is_ended_and_its_source_goes_on() {
         assert!(read_span(&mut *third, &all, 0, kept.bytes()) == pattern(5 << 20));
     };
     on_fakes(name, &APART, body, |ran| ran.watch.assert_clean_but(&["leak"]));
+}
+
+#[test]
+fn destination_is_not_ended_before_a_source_that_is_gone_and_may_write_to_it() {
+    let name = "relay::destination_is_not_ended_before_a_source_that_is_gone_and_may_write_to_it";
+    let [shorter, longer] = [600, 1000].map(Duration::from_millis);
+    let body = |vendor| {
+        if vendor == Vendor::Amd {
+            return;
+        }
+        let mut theirs = Rig::with_limit(vendor, longer);
+        let mut ours = Rig::with_limit(vendor, shorter);
+        let (mut first, mut second) = (theirs.open_at(0), ours.open_at(1));
+        let from = region(&mut *first, &pattern(5 << 20));
+        let to = second.alloc(7 << 20).unwrap();
+        let hangs =
+            [&mut first, &mut second].map(|device| load(&mut **device, vendor, "hang", "p"));
+        launch(&mut *first, &hangs[0], &[&from], &[]);
+        launch(&mut *second, &hangs[1], &[&to], &[]);
+        let written = first.signal().unwrap();
+        second.wait(&written).unwrap();
+        second.copy(part(&to, from.bytes()), whole(&from)).unwrap();
+        // Its context ends after the longer time, and the destination's is late after the shorter.
+        drop(first);
+        let why = lost(&mut *second);
+        assert!(matches!(why, DeviceError::Timeout { .. }), "{why}");
+    };
+    on_fakes(name, &APART, body, |ran| {
+        ran.watch.assert_clean_but(&["leak"]);
+        if ran.vendor == Vendor::Amd {
+            return;
+        }
+        let ledger = ran.watch.ledger();
+        let ended = |bytes: u64| {
+            let bytes = format!("device_bytes={bytes} ");
+            let ends = |line: &str| line.contains("destroyed:") && line.contains(&bytes);
+            ledger.lines().position(ends)
+        };
+        let source = ended(5 << 20).unwrap_or_else(|| panic!("the source has not ended: {ledger}"));
+        assert!(ended(7 << 20).is_none_or(|destination| destination > source), "{ledger}");
+    });
 }
 
 /// Both ways, with both ends in use; `Err` where a call failed.

@@ -10,7 +10,7 @@
 //! nothing is given back: it stays taken until the server ends, which the log says.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::clerk::{Lent, Uploader};
@@ -32,6 +32,8 @@ pub(super) struct Remains {
     pub(super) streams: Vec<Stream>,
     /// Pinned memory to which other devices write, who have a part in it until they do not.
     pub(super) relayed: Vec<Arc<Lent>>,
+    /// And who may write there until its context has ended.
+    pub(super) writers: Vec<Weak<Context>>,
     /// How long its work may take yet.
     pub(super) patience: Duration,
     /// How long others may write yet.
@@ -83,7 +85,10 @@ fn settle(remains: &Remains, uploader: Option<&Uploader>) -> bool {
 /// Waits until no other device writes to the context's memory. False where that takes too long.
 fn is_left_alone(remains: &Remains) -> bool {
     let is_ours = |lent: &Arc<Lent>| Arc::strong_count(lent) == 1;
-    wait_until(remains.patience_with_others, || remains.relayed.iter().all(is_ours))
+    let has_ended = |writer: &Weak<Context>| writer.upgrade().is_none_or(|it| it.has_ended());
+    wait_until(remains.patience_with_others, || {
+        remains.relayed.iter().all(is_ours) && remains.writers.iter().all(has_ended)
+    })
 }
 
 /// Looks again and again whether something is so, for a time.

@@ -419,6 +419,7 @@ impl GpuDevice {
             pool: None,
             streams,
             relayed: Vec::new(),
+            writers: Vec::new(),
             patience,
             patience_with_others: self.watchdog.limit(),
         };
@@ -434,7 +435,7 @@ impl GpuDevice {
             remains.pinned.extend(inbox.into_memory());
             remains.memory = live.into_iter().collect();
         }
-        self.stage.leave(&self.site);
+        remains.writers = self.stage.leave(&self.site);
         let (pieces, events) = self.stage.close();
         remains.relayed = pieces;
         remains.events.extend(events);

@@ -143,6 +143,11 @@ impl Context {
         true
     }
 
+    /// Whether it has ended, or is about to.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
     /// Free and total bytes of the device's memory.
     pub(super) fn memory_info(&self) -> Done<(u64, u64)> {
         self.call("memory information", |driver| driver.memory_info())

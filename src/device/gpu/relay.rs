@@ -17,8 +17,8 @@
 //! What fails at the source's end is not the destination's fault and does not cost its session.
 
 use std::collections::VecDeque;
-use std::rc::{Rc, Weak};
-use std::sync::Arc;
+use std::rc::{self, Rc};
+use std::sync::{Arc, Weak};
 
 use super::clerk::{Lent, order_event};
 use super::device::{GpuDevice, Stop};
@@ -34,7 +34,7 @@ use crate::device::{DeviceError, Fence, Span};
 
 /// The way out of a device's memory, for one other device.
 pub(super) struct Relay {
-    reader: Weak<Site>,
+    reader: rc::Weak<Site>,
     stream: Stream,
     /// Behind the last copy.
     out: Event,
@@ -106,8 +106,8 @@ pub(super) struct Stage {
     pieces: VecDeque<Piece>,
     /// Copies under way.
     under_way: VecDeque<u64>,
-    /// The devices from which it has copied.
-    sources: Vec<Weak<Site>>,
+    /// The devices from which it has copied, and their contexts.
+    sources: Vec<(rc::Weak<Site>, Weak<Context>)>,
 }
 
 impl Stage {
@@ -120,10 +120,12 @@ impl Stage {
     }
 
     fn note_source(&mut self, site: &Rc<Site>) {
-        let is_it = |known: &Weak<Site>| std::ptr::eq(known.as_ptr(), Rc::as_ptr(site));
+        let is_it =
+            |(known, _): &(rc::Weak<Site>, _)| std::ptr::eq(known.as_ptr(), Rc::as_ptr(site));
         if !self.sources.iter().any(is_it) {
-            self.sources.retain(|known| known.strong_count() > 0);
-            self.sources.push(Rc::downgrade(site));
+            self.sources.retain(|(_, context)| context.strong_count() > 0);
+            let context = site.reach(|reach| Arc::downgrade(&reach.context));
+            self.sources.extend(context.map(|context| (Rc::downgrade(site), context)));
         }
     }
 
@@ -134,19 +136,23 @@ impl Stage {
         self.under_way.drain(..over);
     }
 
-    /// Whatever a source may still write to is kept at its end too.
-    pub(super) fn leave(&mut self, reader: &Rc<Site>) {
+    /// Whatever a source may still write to is kept at its end too. Gives the contexts of those
+    /// that are gone themselves, and may write until they have ended.
+    pub(super) fn leave(&mut self, reader: &Rc<Site>) -> Vec<Weak<Context>> {
         let pieces = || self.pieces.iter().map(|piece| Arc::clone(&piece.memory));
-        for source in self.sources.iter().filter_map(Weak::upgrade) {
-            source.reach(|reach| {
-                let busy = |relay: &&mut Relay| relay.is_of(reader) && !relay.is_done();
-                let relay = reach.relays.iter_mut().find(busy);
-                if let Some(relay) = relay {
-                    relay.astray.extend(pieces());
-                }
+        let leave = |(source, context): (rc::Weak<Site>, Weak<Context>)| {
+            let source = source.upgrade();
+            let is_open = source.and_then(|source| {
+                source.reach(|reach| {
+                    let busy = |relay: &&mut Relay| relay.is_of(reader) && !relay.is_done();
+                    if let Some(relay) = reach.relays.iter_mut().find(busy) {
+                        relay.astray.extend(pieces());
+                    }
+                })
             });
-        }
-        self.sources.clear();
+            is_open.is_none().then_some(context)
+        };
+        std::mem::take(&mut self.sources).into_iter().filter_map(leave).collect()
     }
 
     /// All of it, to be given back behind the device's work.
