@@ -188,12 +188,6 @@ fn test_graph_on_two_servers_that_write_by_rdma_passes() {
 
 #[test]
 #[ignore = "part of the full client suite"]
-fn test_jit_on_two_servers_that_write_by_rdma_passes() {
-    suite_by_rdma("test_jit", &[], 48);
-}
-
-#[test]
-#[ignore = "part of the full client suite"]
 fn test_multitensor_on_two_servers_that_write_by_rdma_passes() {
     let is_unscheduled = |left_out: &&LeftOut<'_>| left_out.1 == UNSCHEDULED;
     let left_out: Vec<_> = OF_MULTITENSOR.iter().filter(is_unscheduled).copied().collect();

@@ -20,12 +20,28 @@ use crate::cores;
 /// The promise of something, of a registration if nothing else is said. That lasts as long as the
 /// promise.
 #[derive(Debug)]
-pub struct Promise<T = Box<dyn Registered>>(Arc<Mutex<State<T>>>);
+pub struct Promise<T = Box<dyn Registered>>(Arc<Owner<T>>);
+
+/// What promises hold together. Threads and those who only wait hold the inside: what was promised
+/// ends with the last promise, however slow they are to let go.
+#[derive(Debug)]
+struct Owner<T>(Arc<Mutex<State<T>>>);
+
+impl<T> Drop for Owner<T> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0);
+        state.is_wanted = false;
+        let outcome = state.outcome.take();
+        drop(state);
+        drop(outcome);
+    }
+}
 
 #[derive(Debug)]
 struct State<T> {
     outcome: Option<Result<T, RdmaError>>,
     begun: Instant,
+    is_wanted: bool,
     wakers: Vec<Waker>,
 }
 
@@ -44,8 +60,9 @@ impl<T> Clone for Promise<T> {
 
 impl<T> Default for Promise<T> {
     fn default() -> Promise<T> {
-        let state = State { outcome: None, begun: Instant::now(), wakers: Vec::new() };
-        Promise(Arc::new(Mutex::new(state)))
+        let (begun, is_wanted) = (Instant::now(), true);
+        let state = State { outcome: None, begun, is_wanted, wakers: Vec::new() };
+        Promise(Arc::new(Owner(Arc::new(Mutex::new(state)))))
     }
 }
 
@@ -53,25 +70,21 @@ impl<T> Promise<T> {
     /// What has come of it, if anything has. It is the caller's then.
     #[must_use]
     pub fn take(&self) -> Option<Result<T, RdmaError>> {
-        lock(&self.0).outcome.take()
+        lock(&self.0.0).outcome.take()
     }
 
     /// Whether nothing has come of it for so long that nobody should wait any more.
     #[must_use]
     pub fn is_late(&self, now: Instant) -> bool {
-        lock(&self.0).is_late(now)
+        lock(&self.0.0).is_late(now)
     }
 
     pub(super) fn keep(&self, outcome: Result<T, RdmaError>) {
-        let mut state = lock(&self.0);
-        state.outcome = Some(outcome);
-        let wakers = std::mem::take(&mut state.wakers);
-        drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+        keep(&self.0.0, outcome);
     }
 
     fn look<R>(&self, at: impl FnOnce(&T) -> R) -> Option<Result<R, RdmaError>> {
-        let outcome = &lock(&self.0).outcome;
+        let outcome = &lock(&self.0.0).outcome;
         outcome.as_ref().map(|outcome| outcome.as_ref().map(at).map_err(Clone::clone))
     }
 }
@@ -80,7 +93,7 @@ impl<T: Debug + Send + 'static> Promise<T> {
     /// To wait for it, whatever it is of.
     #[must_use]
     pub fn awaited(&self) -> Awaited {
-        let kept: Arc<Mutex<State<T>>> = Arc::clone(&self.0);
+        let kept: Arc<Mutex<State<T>>> = Arc::clone(&self.0.0);
         Awaited(kept)
     }
 }
@@ -145,6 +158,19 @@ impl<T: Debug + Send> Kept for Mutex<State<T>> {
     }
 }
 
+/// Says what has come of a promise; nobody's concern if there is none any more.
+fn keep<T>(kept: &Mutex<State<T>>, outcome: Result<T, RdmaError>) {
+    let mut state = lock(kept);
+    let unwanted = match state.is_wanted {
+        true => state.outcome.replace(outcome),
+        false => Some(outcome),
+    };
+    let wakers = std::mem::take(&mut state.wakers);
+    drop(state);
+    drop(unwanted);
+    wakers.into_iter().for_each(Waker::wake);
+}
+
 fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -169,8 +195,8 @@ impl Hand {
         make: impl FnOnce() -> Result<T, RdmaError> + Send + 'static,
     ) -> Promise<T> {
         let promise = Promise::default();
-        let kept = promise.clone();
-        let job: Job = Box::new(move || kept.keep(make()));
+        let kept = Arc::clone(&promise.0.0);
+        let job: Job = Box::new(move || keep(&kept, make()));
         match self.jobs.get_or_init(|| self.begin()) {
             // A failed send hands the job back in its error.
             Some(jobs) => jobs.send(job).unwrap_or_else(|error| (error.0)()),
@@ -186,5 +212,35 @@ impl Hand {
             receiver.into_iter().for_each(|job| job());
         };
         std::thread::Builder::new().name(self.name.to_owned()).spawn(run).ok().map(|_| sender)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_promised_ends_with_the_last_promise_whoever_still_looks() {
+        let thing = Arc::new(());
+        let promise = Promise::default();
+        promise.keep(Ok(Arc::clone(&thing)));
+        let (another, awaited) = (promise.clone(), promise.awaited());
+        // As a thread that was held up behind its last word.
+        let thread = Arc::clone(&promise.0.0);
+        drop(promise);
+        assert_eq!(Arc::strong_count(&thing), 2);
+        drop(another);
+        assert_eq!(Arc::strong_count(&thing), 1);
+        drop((thread, awaited));
+    }
+
+    #[test]
+    fn what_nobody_wants_any_more_is_taken_back_when_it_is_made() {
+        let thing = Arc::new(());
+        let promise = Promise::default();
+        let thread = Arc::clone(&promise.0.0);
+        drop(promise);
+        keep(&thread, Ok(Arc::clone(&thing)));
+        assert_eq!(Arc::strong_count(&thing), 1);
     }
 }
