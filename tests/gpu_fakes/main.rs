@@ -11,6 +11,7 @@ mod basics;
 mod faults;
 mod graphs;
 mod model;
+mod peers;
 mod relay;
 mod rig;
 mod server;

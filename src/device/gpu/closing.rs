@@ -3,11 +3,12 @@
 //! Owns: [`Remains`] (all that a device had) and the order in which it goes. Absent: the context's
 //! own end as a rule, which comes with the last of what was made in it, on the same thread.
 //!
-//! Memory must not go to anybody else while a kernel may still write there. So the work is waited
-//! for, as long as a kernel may run. After that the context is ended with the work in it, as soon
-//! as no other device writes to its pinned memory (`relay`). Where that cannot be done (HIP has one
-//! context for all; the other device is busy with its own work for longer than a kernel may run)
-//! nothing is given back: it stays taken until the server ends, which the log says.
+//! Memory must not go to anybody else while a kernel may still write there, or another device copy
+//! from it (`reading`). So the work is waited for, as long as a kernel may run. After that the
+//! context is ended with the work in it, as soon as no other device writes to its pinned memory
+//! (`relay`) or reads its own. Where that cannot be done (HIP has one context for all; the other
+//! device is busy with its own work for longer than a kernel may run) nothing is given back: it
+//! stays taken until the server ends, which the log says.
 
 use std::any::Any;
 use std::sync::{Arc, Weak};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::clerk::{Lent, Uploader};
 use super::driver::DevicePointer;
 use super::handles::{Context, Event, Pinned, Pool, Stream};
+use super::reading::Reading;
 use super::registered::Ended;
 use super::relay::Relay;
 
@@ -34,9 +36,15 @@ pub(super) struct Remains {
     pub(super) relayed: Vec<Arc<Lent>>,
     /// And who may write there until its context has ended.
     pub(super) writers: Vec<Weak<Context>>,
+    /// What its work reads of others' memory, and whether it may wait for them.
+    pub(super) reading: Vec<(Arc<Reading>, bool)>,
+    /// And others' work of its own.
+    pub(super) readers: Vec<Weak<Reading>>,
+    /// Whether its work may wait for another device's.
+    pub(super) is_waiting: bool,
     /// How long its work may take yet.
     pub(super) patience: Duration,
-    /// How long others may write yet.
+    /// How long others may write and read yet.
     pub(super) patience_with_others: Duration,
 }
 
@@ -56,12 +64,14 @@ impl Remains {
 const PAUSE_MIN: Duration = Duration::from_micros(50);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 
-pub(super) fn close(context: &Arc<Context>, remains: Remains, uploader: Option<Uploader>) {
+pub(super) fn close(context: &Arc<Context>, mut remains: Remains, uploader: Option<Uploader>) {
     if settle(&remains, uploader.as_ref()) {
-        give_back(context, remains);
-        return;
-    }
-    if is_left_alone(&remains) && context.end() {
+        remains.reading.clear();
+        if wait_until(remains.patience_with_others, || !is_read(&remains)) {
+            give_back(context, remains);
+            return;
+        }
+    } else if context.can_end() && can_be_ended(&remains) && context.end() {
         return;
     }
     tracing::warn!(
@@ -82,12 +92,31 @@ fn settle(remains: &Remains, uploader: Option<&Uploader>) -> bool {
     })
 }
 
-/// Waits until no other device writes to the context's memory. False where that takes too long.
-fn is_left_alone(remains: &Remains) -> bool {
+/// Whether others may still read the device's memory.
+fn is_read(remains: &Remains) -> bool {
+    remains.readers.iter().any(|reading| reading.strong_count() > 0)
+}
+
+/// Waits until no other device uses the memory of a context with work that does not end. False
+/// where that takes too long.
+///
+/// Readers may themselves wait for that work, and would go on once it has ended. So after a time
+/// they are lost too, and end first. A reader that is stuck at something else does not go on, and
+/// is not waited for: it may wait here in its turn.
+fn can_be_ended(remains: &Remains) -> bool {
+    let stuck = remains.reading.iter().filter(|(_, may_wait)| !may_wait);
+    stuck.for_each(|(reading, _)| reading.set_stuck());
+    if !remains.is_waiting {
+        wait_until(remains.patience_with_others, || !is_read(remains));
+    }
+    let readers = || remains.readers.iter().filter_map(Weak::upgrade);
+    readers().for_each(|reading| reading.abandon());
     let is_ours = |lent: &Arc<Lent>| Arc::strong_count(lent) == 1;
     let has_ended = |writer: &Weak<Context>| writer.upgrade().is_none_or(|it| it.has_ended());
     wait_until(remains.patience_with_others, || {
-        remains.relayed.iter().all(is_ours) && remains.writers.iter().all(has_ended)
+        readers().all(|reading| reading.is_stuck())
+            && remains.relayed.iter().all(is_ours)
+            && remains.writers.iter().all(has_ended)
     })
 }
 

@@ -21,6 +21,7 @@ use super::handles::{Done, Event, Function, Module, Trouble, meaning};
 use super::launch;
 use super::memory::{Access, Allocation, Dead, Entry, Site, Table, Uses};
 use super::queue::{Lane, Queue};
+use super::reading::Readings;
 use super::registered::Registered;
 use super::relay::{Relay, Stage};
 use super::signal::Signal;
@@ -98,6 +99,7 @@ pub struct GpuDevice {
     pub(super) graphs: Table<Recorded>,
     pub(super) registered: Registered,
     pub(super) stage: Stage,
+    pub(super) readings: Readings,
     /// What other processes share, by its address.
     pub(super) windows: BTreeMap<DevicePointer, Window>,
     /// What goes to the thread once work is done.
@@ -142,6 +144,7 @@ impl GpuDevice {
             graphs: Table::default(),
             registered: Registered::default(),
             stage: Stage::default(),
+            readings: Readings::default(),
             windows: BTreeMap::new(),
             retired: VecDeque::new(),
             retired_memory: VecDeque::new(),
@@ -383,6 +386,7 @@ impl GpuDevice {
         }
         parts.outbox.look(&self.queue);
         self.stage.look(&self.queue);
+        self.readings.look(&self.queue);
         self.site.reach(|reach| reach.relays.iter_mut().for_each(Relay::tidy));
     }
 
@@ -395,9 +399,12 @@ impl GpuDevice {
         // Work that is stuck is not waited for.
         let patience = match why {
             DeviceError::Timeout { .. } => Duration::ZERO,
+            _ if self.readings.are_abandoned() => Duration::ZERO,
             _ => self.watchdog.limit(),
         };
         self.lost = Some((why, self.queue.completed()));
+        let awaited = self.watchdog.awaited(&self.queue);
+        let (is_waiting, reading) = (!awaited.is_empty(), self.readings.close(&awaited));
         let reach = self.site.close();
         let (streams, mut events) = self.queue.close();
         events.extend(self.timers.close());
@@ -420,6 +427,9 @@ impl GpuDevice {
             streams,
             relayed: Vec::new(),
             writers: Vec::new(),
+            reading,
+            readers: Vec::new(),
+            is_waiting,
             patience,
             patience_with_others: self.watchdog.limit(),
         };
@@ -427,6 +437,7 @@ impl GpuDevice {
             remains.events.extend(reach.events);
             remains.pool = reach.pool;
             remains.take_relays(reach.relays);
+            remains.readers = reach.readers;
         }
         if let Some(Parts { inbox, outbox, live, .. }) = self.parts.take() {
             let (lent, pinned) = outbox.close();
@@ -534,6 +545,11 @@ impl GpuDevice {
         if let Err(error) = self.settle(looked) {
             // Without its events nobody knows any more how far the device has come.
             self.lose(DeviceError::Lost { why: error.to_string() });
+        }
+        self.readings.look(&self.queue);
+        if self.readings.are_abandoned() {
+            let why = "the device from which it copies is lost".to_owned();
+            self.lose(DeviceError::Lost { why });
         }
         let stuck = self.watchdog.is_late(&self.queue, now);
         if stuck {

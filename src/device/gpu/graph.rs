@@ -313,7 +313,13 @@ impl GpuDevice {
             true => self.way(graph, run)?,
             false => Way::OneByOne,
         };
-        let fence = self.submit(graph, run, way)?;
+        theirs.iter().for_each(|(source, _)| self.readings.begin(&source.site, &self.queue));
+        let submitted = self.submit(graph, run, way);
+        if submitted.is_err() && !theirs.is_empty() {
+            // What was queued before the failure reads there too.
+            self.queue.push(Lane::Compute, 0);
+        }
+        let fence = submitted?;
         for (allocation, access) in &ours {
             allocation.uses.note(Lane::Compute, *access, fence.0);
         }

@@ -80,6 +80,11 @@ impl Context {
         self.device
     }
 
+    /// Whether it is one of several, which end each by itself.
+    pub(super) fn can_end(&self) -> bool {
+        !self.is_of_all()
+    }
+
     /// Whether all contexts of the device are this one.
     fn is_of_all(&self) -> bool {
         usize::try_from(self.device.0).is_ok_and(|ordinal| self.raw.0.get() == ordinal + 1)

@@ -10,11 +10,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::driver::DevicePointer;
 use super::handles::{Context, Done, Event, Pool};
 use super::queue::{Lane, Queue, STREAMS};
+use super::reading::Reading;
 use super::relay::Relay;
 use crate::device::budget::Charge;
 
@@ -124,12 +125,15 @@ pub(super) struct Reach {
     pub(super) events: Vec<Event>,
     /// The ways out for devices that do not reach this one's memory.
     pub(super) relays: Vec<Relay>,
+    /// What others read by themselves, as far as it may be under way.
+    pub(super) readers: Vec<Weak<Reading>>,
 }
 
 impl Site {
     pub(super) fn open(&self, context: Arc<Context>, pool: Option<Pool>) {
-        let (allowed, events, relays) = (Vec::new(), Vec::new(), Vec::new());
-        *self.open.borrow_mut() = Some(Reach { context, pool, allowed, events, relays });
+        let (allowed, events) = (Vec::new(), Vec::new());
+        let (relays, readers) = (Vec::new(), Vec::new());
+        *self.open.borrow_mut() = Some(Reach { context, pool, allowed, events, relays, readers });
     }
 
     /// The device is gone. Nobody looks any more for what is dropped.

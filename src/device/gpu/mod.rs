@@ -36,6 +36,7 @@ mod loading;
 mod memory;
 mod platform;
 mod queue;
+mod reading;
 mod registered;
 mod relay;
 mod renderer;

@@ -215,9 +215,11 @@ impl GpuDevice {
         self.queue.begin(Lane::Compute)?;
         target.uses.order(&mut self.queue, Lane::Compute, Access::Write)?;
         let (at, far, bytes) = (place(target, to), place(source, from), to.bytes());
-        self.copy_far(at, &theirs, far, bytes)?;
+        self.readings.begin(&source.site, &self.queue);
+        let copied = self.copy_far(at, &theirs, far, bytes);
         let number = self.queue.push(Lane::Compute, bytes.div_ceil(GpuLimits::UNIT_COPY_BYTES));
         target.uses.note(Lane::Compute, Access::Write, number);
+        copied?;
         Ok(Fence(number))
     }
 

@@ -81,6 +81,15 @@ impl Watchdog {
         Some(Rc::clone(last))
     }
 
+    /// What the work may wait for. Of a device that is gone nobody knows how far it came.
+    pub(super) fn awaited(&self, queue: &Queue) -> Vec<Rc<Signal>> {
+        let completed = queue.completed();
+        let may_wait = |(number, signal): &&(u64, Rc<Signal>)| {
+            *number > completed && (signal.is_over() || !signal.is_reached().unwrap_or(true))
+        };
+        self.waits.iter().filter(may_wait).map(|(_, signal)| Rc::clone(signal)).collect()
+    }
+
     /// Whether the oldest work has been under way for too long. A graph has the time of as many
     /// kernels as it is.
     pub(super) fn is_late(&mut self, queue: &Queue, now: Instant) -> bool {
