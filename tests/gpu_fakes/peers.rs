@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outboard::device::gpu::Vendor;
-use outboard::device::{Device, DeviceError, GraphBuffer, GraphRun, GraphStep, Program, Region};
+use outboard::device::{Device, DeviceError, GraphBuffer, GraphRun, GraphStep, Region};
 
 use crate::rig::*;
 
@@ -79,8 +79,32 @@ fn source_that_ends_is_kept_until_a_reader_that_is_gone_has_copied_from_it() {
     });
 }
 
-fn hang(device: &mut dyn Device, hang: &Program, touched: &Region) {
-    launch(device, hang, &[touched], &[]);
+/// Two devices that copy from each other, where a kernel of the first does not end and the second
+/// waits for it. With the memory that is copied, which the copies' caller keeps.
+fn stuck_at_each_other(rig: &mut Rig, vendor: Vendor) -> ([Box<dyn Device>; 2], [Region; 2]) {
+    let (mut first, mut second) = (rig.open_at(0), rig.open_at(1));
+    let hang = load(&mut *first, vendor, "hang", "p");
+    let ours = region(&mut *first, &pattern(5 << 20));
+    let theirs = region(&mut *second, &pattern(7 << 20));
+    let (here, there) = (first.alloc(theirs.bytes()).unwrap(), second.alloc(ours.bytes()).unwrap());
+    let written = second.signal().unwrap();
+    // It is reached, and so not what the first is stuck at.
+    assert_eq!(read_span(&mut *second, &theirs, 0, 8), pattern(8));
+    launch(&mut *first, &hang, &[&ours], &[]);
+    first.wait(&written).unwrap();
+    graph_copy(&mut *first, &here, &theirs);
+    let written = first.signal().unwrap();
+    second.wait(&written).unwrap();
+    graph_copy(&mut *second, &there, &ours);
+    ([first, second], [ours, theirs])
+}
+
+/// Nothing ends a kernel on AMD's devices but the process.
+fn assert_both_ended(ran: &Ran) {
+    ran.watch.assert_clean_but(&["leak"]);
+    let ledger = ran.watch.ledger();
+    let ended = ledger.lines().filter(|line| line.contains("destroyed:")).count();
+    assert_eq!(ended, if ran.vendor == Vendor::Amd { 0 } else { 2 }, "{ledger}");
 }
 
 #[test]
@@ -88,24 +112,10 @@ fn source_that_hangs_is_ended_after_those_who_wait_for_it() {
     let name = "peers::source_that_hangs_is_ended_after_those_who_wait_for_it";
     let body = |vendor| {
         if vendor == Vendor::Amd {
-            // Nothing ends its kernel but the process.
             return;
         }
         let mut rig = Rig::with_limit(vendor, Duration::from_millis(600));
-        let (mut first, mut second) = (rig.open_at(0), rig.open_at(1));
-        let kernel = load(&mut *first, vendor, "hang", "p");
-        let ours = region(&mut *first, &pattern(5 << 20));
-        let theirs = region(&mut *second, &pattern(7 << 20));
-        let (here, there) =
-            (first.alloc(theirs.bytes()).unwrap(), second.alloc(ours.bytes()).unwrap());
-        hang(&mut *first, &kernel, &ours);
-        // Each copies from the other.
-        let written = second.signal().unwrap();
-        first.wait(&written).unwrap();
-        graph_copy(&mut *first, &here, &theirs);
-        let written = first.signal().unwrap();
-        second.wait(&written).unwrap();
-        graph_copy(&mut *second, &there, &ours);
+        let ([mut first, mut second], _kept) = stuck_at_each_other(&mut rig, vendor);
         let why = lost(&mut *first);
         assert!(matches!(why, DeviceError::Timeout { .. }), "{why}");
         // Of its own, or because the other can be ended only then.
@@ -113,10 +123,29 @@ fn source_that_hangs_is_ended_after_those_who_wait_for_it() {
         let is_told = why.to_string().contains("from which it copies");
         assert!(is_told || matches!(why, DeviceError::Timeout { .. }), "{why}");
     };
-    on_fakes(name, &WITHIN_REACH, body, |ran| {
-        ran.watch.assert_clean_but(&["leak"]);
-        let ledger = ran.watch.ledger();
-        let ended = ledger.lines().filter(|line| line.contains("destroyed:")).count();
-        assert_eq!(ended, if ran.vendor == Vendor::Amd { 0 } else { 2 }, "{ledger}");
-    });
+    on_fakes(name, &WITHIN_REACH, body, assert_both_ended);
+}
+
+#[test]
+fn devices_that_wait_for_each_other_end_together() {
+    let name = "peers::devices_that_wait_for_each_other_end_together";
+    let body = |vendor| {
+        if vendor == Vendor::Amd {
+            return;
+        }
+        let mut rig = Rig::with_limit(vendor, Duration::from_millis(600));
+        // As where a client is gone.
+        let ([first, second], _kept) = stuck_at_each_other(&mut rig, vendor);
+        match std::env::var("TEST_ORDER").unwrap().as_str() {
+            "first" => drop((first, second)),
+            _ => drop((second, first)),
+        }
+    };
+    for order in ["first", "second"] {
+        let environment = [WITHIN_REACH[0], WITHIN_REACH[1], ("TEST_ORDER", order)];
+        on_fakes(name, &environment, body, assert_both_ended);
+        if is_child() {
+            return;
+        }
+    }
 }

@@ -24,7 +24,7 @@ use super::queue::{Lane, Queue};
 use super::reading::Readings;
 use super::registered::Registered;
 use super::relay::{Relay, Stage};
-use super::signal::Signal;
+use super::signal::{Signal, Signals};
 use super::staging::{Inbox, Outbox};
 use super::watch::{Timers, Watchdog};
 use super::window::Window;
@@ -100,6 +100,7 @@ pub struct GpuDevice {
     pub(super) registered: Registered,
     pub(super) stage: Stage,
     pub(super) readings: Readings,
+    pub(super) signals: Signals,
     /// What other processes share, by its address.
     pub(super) windows: BTreeMap<DevicePointer, Window>,
     /// What goes to the thread once work is done.
@@ -145,6 +146,7 @@ impl GpuDevice {
             registered: Registered::default(),
             stage: Stage::default(),
             readings: Readings::default(),
+            signals: Signals::default(),
             windows: BTreeMap::new(),
             retired: VecDeque::new(),
             retired_memory: VecDeque::new(),
@@ -403,8 +405,7 @@ impl GpuDevice {
             _ => self.watchdog.limit(),
         };
         self.lost = Some((why, self.queue.completed()));
-        let awaited = self.watchdog.awaited(&self.queue);
-        let (is_waiting, reading) = (!awaited.is_empty(), self.readings.close(&awaited));
+        let (is_waiting, reading) = self.leave_others();
         let reach = self.site.close();
         let (streams, mut events) = self.queue.close();
         events.extend(self.timers.close());
@@ -694,8 +695,9 @@ impl Device for GpuDevice {
     fn signal(&mut self) -> Result<Point, DeviceError> {
         self.ready()?;
         let signal = Signal::record(self);
-        let signal = self.settle(signal)?;
-        Ok(Point(Moment::Recorded(Rc::new(signal))))
+        let signal = Rc::new(self.settle(signal)?);
+        self.signals.add(&signal);
+        Ok(Point(Moment::Recorded(signal)))
     }
 
     fn wait(&mut self, point: &Point) -> Result<Fence, DeviceError> {

@@ -9,6 +9,7 @@ use std::rc::{self, Rc};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::device::GpuDevice;
 use super::memory::Site;
 use super::queue::{Lane, Queue};
 use super::signal::Signal;
@@ -77,9 +78,18 @@ impl Readings {
 
     /// What is to be kept until nothing runs any more, and whether the queue may wait for its
     /// source, as it does for all that is `awaited`.
-    pub(super) fn close(&mut self, awaited: &[Rc<Signal>]) -> Vec<(Arc<Reading>, bool)> {
+    fn close(&mut self, awaited: &[Rc<Signal>]) -> Vec<(Arc<Reading>, bool)> {
         let may_wait = |site| awaited.iter().any(|signal| signal.is_of(&site));
         let close = |source: Source| (source.reading, source.site.upgrade().is_some_and(may_wait));
         self.0.drain(..).map(close).collect()
+    }
+}
+
+impl GpuDevice {
+    /// At the end: whether work may wait for others', and what it reads there.
+    pub(super) fn leave_others(&mut self) -> (bool, Vec<(Arc<Reading>, bool)>) {
+        let awaited = self.watchdog.awaited(&self.queue);
+        self.signals.close();
+        (!awaited.is_empty(), self.readings.close(&awaited))
     }
 }

@@ -1,10 +1,11 @@
 //! A place in one device's queue that other devices of the platform can wait for.
 //!
-//! Owns: [`Signal`], an event behind all that was queued before it. It may outlive its device: then
-//! it is over, and nobody waits for it.
+//! Owns: [`Signal`], an event behind all that was queued before it, and [`Signals`], all those of a
+//! device. A signal may outlive its device: then it is over, and nobody begins to wait for it.
 
+use std::cell::Cell;
 use std::fmt;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::mpsc::Sender;
 
 use super::clerk::Job;
@@ -18,6 +19,8 @@ pub(in crate::device) struct Signal {
     event: Option<Event>,
     site: Rc<Site>,
     jobs: Sender<Job>,
+    /// Whether it was when its device ended.
+    was_reached: Cell<bool>,
 }
 
 impl Signal {
@@ -31,7 +34,8 @@ impl Signal {
             None => device.queue.event()?,
         };
         device.queue.stream(Lane::Compute).record(&event)?;
-        Ok(Signal { event: Some(event), site, jobs: device.clerk.jobs() })
+        let (event, jobs, was_reached) = (Some(event), device.clerk.jobs(), Cell::new(false));
+        Ok(Signal { event, site, jobs, was_reached })
     }
 
     /// Whether it is of the device with this site.
@@ -50,6 +54,41 @@ impl Signal {
 
     pub(super) fn is_reached(&self) -> Done<bool> {
         if self.is_over() { Ok(true) } else { self.event().is_reached() }
+    }
+
+    /// Whether work that waits for it may be held up, as far as is known of a device that is gone.
+    pub(super) fn may_hold_up(&self) -> bool {
+        match self.is_over() {
+            true => !self.was_reached.get(),
+            false => !self.event().is_reached().unwrap_or(true),
+        }
+    }
+}
+
+/// A device's signals for which somebody may wait.
+#[derive(Default)]
+pub(super) struct Signals {
+    given: Vec<Weak<Signal>>,
+    /// So many are worth a look whether they are gone.
+    many: usize,
+}
+
+impl Signals {
+    const FEW: usize = 16;
+
+    pub(super) fn add(&mut self, signal: &Rc<Signal>) {
+        if self.given.len() >= self.many {
+            self.given.retain(|signal| signal.strong_count() > 0);
+            self.many = (2 * self.given.len()).max(Self::FEW);
+        }
+        self.given.push(Rc::downgrade(signal));
+    }
+
+    /// The device is about to end: how far it has come is not known later.
+    pub(super) fn close(&mut self) {
+        for signal in self.given.drain(..).filter_map(|signal| signal.upgrade()) {
+            signal.was_reached.set(!signal.may_hold_up());
+        }
     }
 }
 

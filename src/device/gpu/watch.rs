@@ -81,12 +81,11 @@ impl Watchdog {
         Some(Rc::clone(last))
     }
 
-    /// What the work may wait for. Of a device that is gone nobody knows how far it came.
+    /// What the work may wait for.
     pub(super) fn awaited(&self, queue: &Queue) -> Vec<Rc<Signal>> {
         let completed = queue.completed();
-        let may_wait = |(number, signal): &&(u64, Rc<Signal>)| {
-            *number > completed && (signal.is_over() || !signal.is_reached().unwrap_or(true))
-        };
+        let may_wait =
+            |(number, signal): &&(u64, Rc<Signal>)| *number > completed && signal.may_hold_up();
         self.waits.iter().filter(may_wait).map(|(_, signal)| Rc::clone(signal)).collect()
     }
 
