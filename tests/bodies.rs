@@ -147,24 +147,30 @@ fn first_is_seen(server: &Server) {
     }
 }
 
-#[test]
-fn uploads_that_wait_for_each_others_memory_do_not_wait_for_ever() {
+/// A server, two clients and their requests, of which each has sent so much: its first blob. For
+/// the second of either there is too little memory.
+fn uploads_without_room(timeout: &str) -> (Server, [Client; 2], [Vec<u8>; 2], usize) {
     let server = Server::builder()
         .arg("--shards=1")
         .arg("--staging-memory=4M")
         .arg("--cpu-memory=6M")
-        .arg("--staging-timeout=0.5")
+        .arg(timeout)
         .start();
     let blobs = || vec![pattern(3 << 19, 1), pattern(3 << 19, 2)];
     let mut clients = ["first", "second"].map(|name| Client::connect(server.address(), name));
     let requests = clients.each_mut().map(|client| upload(client, &blobs()));
-    // Each has its first blob, for the second of either there is too little.
     let begin = requests[0].len() - (3 << 19) - 1000;
-    let next = begin + 2000;
     for (client, request) in clients.iter_mut().zip(&requests) {
         client.stream.write_all(&request[..begin]).unwrap();
         first_is_seen(&server);
     }
+    (server, clients, requests, begin)
+}
+
+#[test]
+fn uploads_that_wait_for_each_others_memory_do_not_wait_for_ever() {
+    let (server, mut clients, requests, begin) = uploads_without_room("--staging-timeout=0.5");
+    let next = begin + 2000;
     let begun = Instant::now();
     std::thread::scope(|scope| {
         for (client, request) in clients.iter_mut().zip(&requests) {
@@ -185,22 +191,8 @@ fn uploads_that_wait_for_each_others_memory_do_not_wait_for_ever() {
 
 #[test]
 fn client_that_hangs_up_while_its_upload_waits_gives_its_memory_back() {
-    let server = Server::builder()
-        .arg("--shards=1")
-        .arg("--staging-memory=4M")
-        .arg("--cpu-memory=6M")
-        .arg("--staging-timeout=60")
-        .start();
-    let blobs = || vec![pattern(3 << 19, 1), pattern(3 << 19, 2)];
-    let mut clients = ["first", "second"].map(|name| Client::connect(server.address(), name));
-    let requests = clients.each_mut().map(|client| upload(client, &blobs()));
-    // Each has its first blob, for the second of either there is too little.
-    let begin = requests[0].len() - (3 << 19) - 1000;
     let begun = Instant::now();
-    for (client, request) in clients.iter_mut().zip(&requests) {
-        client.stream.write_all(&request[..begin]).unwrap();
-        first_is_seen(&server);
-    }
+    let (server, clients, requests, begin) = uploads_without_room("--staging-timeout=60");
     let [mut first, second] = clients;
     // What is sent behind that is not read.
     (&second.stream).write_all(&requests[1][begin..begin + 2000]).unwrap();

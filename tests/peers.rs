@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use support::Server;
 use support::client::Client;
 use support::holdings::Holdings;
+use support::hosts::{event, pattern, transfer, wait};
 use support::wait::wait_until;
 
 /// Well above what anything takes here.
@@ -46,27 +47,6 @@ impl Pair {
         self.near.batch(&[self.near.alloc(1, near_bytes)], &[]).ok();
         self.far.batch(&[self.far.alloc(1, far_bytes)], &[]).ok();
     }
-}
-
-/// Has `from` send its buffer to that of `to`.
-fn transfer(from: &Client, to: &Client) -> String {
-    let (session, to) = (from.session(0), to.key(0));
-    format!("Transfer({session}, buffer_num=1, dsession={to}, dbuffer_num=1)")
-}
-
-/// Has `from` set an event of `to`, once its work is done.
-fn event(from: &Client, to: &Client, number: u64) -> String {
-    format!("Event({}, event_session={}, event={number})", from.session(0), to.key(0))
-}
-
-fn wait(at: &Client, number: u64) -> String {
-    format!("Wait({}, event={number})", at.session(0))
-}
-
-/// Bytes that are nowhere the same.
-fn pattern(bytes: u64) -> Vec<u8> {
-    let words = (0..u32::MAX).map(|word| word.wrapping_mul(0x9e37_79b1));
-    words.flat_map(u32::to_le_bytes).take(usize::try_from(bytes).unwrap()).collect()
 }
 
 /// A server that is none: what it accepts is `serve`d, one after the other.

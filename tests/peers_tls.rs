@@ -16,6 +16,7 @@ use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 use support::client::Client;
 use support::holdings::Holdings;
+use support::hosts::{event, pattern, transfer, wait};
 use support::tls::{Private, Stream, batch, connect, file};
 use support::tokens::TokenFile;
 use support::wait::{wait_for, wait_until};
@@ -81,26 +82,6 @@ fn pair(key: &Private, argument: &str) -> [Server; 2] {
         let (own, other) = (reserved[index].address, reserved[1 - index].address);
         secure(key).listen(&own.to_string()).arg(&peer(other, "")).arg(argument).start()
     })
-}
-
-/// Has `from` send its buffer to that of `to`.
-fn transfer(from: &Client, to: &Client) -> String {
-    let (session, to) = (from.session(0), to.key(0));
-    format!("Transfer({session}, buffer_num=1, dsession={to}, dbuffer_num=1)")
-}
-
-fn event(from: &Client, to: &Client, number: u64) -> String {
-    format!("Event({}, event_session={}, event={number})", from.session(0), to.key(0))
-}
-
-fn wait(at: &Client, number: u64) -> String {
-    format!("Wait({}, event={number})", at.session(0))
-}
-
-/// Bytes that are nowhere the same.
-fn pattern(bytes: u64) -> Vec<u8> {
-    let words = (0..u32::MAX).map(|word| word.wrapping_mul(0x9e37_79b1));
-    words.flat_map(u32::to_le_bytes).take(usize::try_from(bytes).unwrap()).collect()
 }
 
 /// A client of a server that does without TLS itself, with `bytes` of a pattern in its buffer 1.

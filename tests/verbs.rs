@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use support::Server;
 use support::client::Client;
+use support::hosts::{event, wait};
 use support::wait::wait_until;
 
 /// Well above what anything takes here.
@@ -49,14 +50,6 @@ fn transfer(from: &Client, to: &Client) -> String {
 fn batch_transfer(from: &Client, to: &Client) -> String {
     let (session, source, to) = (from.session(0), from.key(0), to.key(0));
     format!("BatchTransfer({session}, sbuffer_nums=[({source}, 1)], dbuffer_nums=[({to}, 2)])")
-}
-
-fn event(from: &Client, to: &Client, number: u64) -> String {
-    format!("Event({}, event_session={}, event={number})", from.session(0), to.key(0))
-}
-
-fn wait(at: &Client, number: u64) -> String {
-    format!("Wait({}, event={number})", at.session(0))
 }
 
 /// Bytes that are nowhere the same, and others for another seed.

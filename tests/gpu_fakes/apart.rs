@@ -339,19 +339,23 @@ fn launch_beyond_the_devices_limits_fails_for_who_waits_for_it() {
     });
 }
 
+fn refused_load_costs_no_session(vendor: Vendor, name: &str, image: &[u8]) {
+    let mut server = Server::new(vendor);
+    let mut device = server.open();
+    let program = device.load(name, image).unwrap();
+    wait_for_all(&mut *device);
+    let error = device.loaded(&program).unwrap_err();
+    assert!(matches!(error, DeviceError::Load { .. }), "{error}");
+    let a = region(&mut *device, b"alive");
+    assert_eq!(read(&mut *device, &a), b"alive");
+    drop((device, program, a));
+    server.finish();
+}
+
 #[test]
 fn program_that_cannot_be_loaded_says_why() {
     clean("apart::program_that_cannot_be_loaded_says_why", &[], |vendor| {
-        let mut server = Server::new(vendor);
-        let mut device = server.open();
-        let program = device.load("f", b"no binary at all").unwrap();
-        wait_for_all(&mut *device);
-        let error = device.loaded(&program).unwrap_err();
-        assert!(matches!(error, DeviceError::Load { .. }), "{error}");
-        let a = region(&mut *device, b"alive");
-        assert_eq!(read(&mut *device, &a), b"alive");
-        drop((device, program, a));
-        server.finish();
+        refused_load_costs_no_session(vendor, "f", b"no binary at all");
     });
 }
 
@@ -380,17 +384,8 @@ fn program_dropped_while_it_is_loaded_leaves_its_number_to_the_next() {
 #[test]
 fn program_whose_name_no_driver_takes_costs_no_session() {
     clean("apart::program_whose_name_no_driver_takes_costs_no_session", &[], |vendor| {
-        let mut server = Server::new(vendor);
-        let mut device = server.open();
         let image = image_with(vendor, "increment_i32", "0 0", "pi");
-        let program = device.load("increment\0i32", &image).unwrap();
-        wait_for_all(&mut *device);
-        let error = device.loaded(&program).unwrap_err();
-        assert!(matches!(error, DeviceError::Load { .. }), "{error}");
-        let a = region(&mut *device, b"alive");
-        assert_eq!(read(&mut *device, &a), b"alive");
-        drop((device, program, a));
-        server.finish();
+        refused_load_costs_no_session(vendor, "increment\0i32", &image);
     });
 }
 

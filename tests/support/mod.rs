@@ -9,6 +9,7 @@ pub(crate) mod client;
 pub(crate) mod device;
 pub(crate) mod fakes;
 pub(crate) mod holdings;
+pub(crate) mod hosts;
 pub(crate) mod nodes;
 pub(crate) mod place;
 pub(crate) mod process;
