@@ -492,6 +492,8 @@ impl CoreLimits {
     pub const WORKER_NICE: i32 = 5;
     /// How far compilers do: about a tenth of a core is theirs whoever else wants it.
     pub const COMPILER_NICE: i32 = 10;
+    /// For how long after somebody's request compilers that others wait for begin elsewhere.
+    pub const COMPILER_AWAY_TIME: Duration = Duration::from_secs(1);
     /// A turn of a compiler, and of a thread that frees memory: nobody waits for less of it.
     pub const LONG_TURN: Duration = Duration::from_millis(3);
 }

@@ -3,6 +3,8 @@
 //! Shards are pinned to a core each, and a thread that a shard starts would inherit that: threads
 //! that do the server's other work ask for all cores back.
 
+pub mod crowd;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -34,6 +36,15 @@ pub fn spread() {
         && let Err(error) = sched_setaffinity(None, set)
     {
         tracing::warn!(%error, "a helper thread stays on its shard's core");
+    }
+}
+
+/// Lets the calling thread, and what it starts, run on these cores alone.
+pub fn keep_to(cores: &BTreeSet<usize>) {
+    let mut set = CpuSet::new();
+    cores.iter().for_each(|core| set.set(*core));
+    if let Err(error) = sched_setaffinity(None, &set) {
+        tracing::debug!(%error, ?cores, "a thread stays on the cores that it has");
     }
 }
 

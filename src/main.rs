@@ -13,12 +13,14 @@ use outboard::config::{
     CacheDir, CompileConfig, CompilerChoice, EngineLimits, HashPolicy, HttpLimits, PeerLimits,
     RdmaConfig, RingLimits, ShardLimits,
 };
+use outboard::cores::crowd::Crowds;
 use outboard::device::gpu::{CudaSource, GpuConfig, GpuPlatform, Vendor, WorkersConfig};
 use outboard::device::platform::{CpuPlatform, PlatformConfig};
 use outboard::device::shared::Budget;
 use outboard::identity::{Access, Network, PeerRule, Peers, Rules, TlsFiles};
 use outboard::rdma::{Device, DeviceFabric};
 use outboard::shard::{self, Admission, Drain, PlatformMaker, Server};
+
 use outboard::{check, compile, cores, device};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -300,13 +302,15 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
         Arc::new(Budget::new(arguments.cpu_memory.unwrap_or_else(|| memory_bytes() / 4 * 3)));
     let staging_bytes = arguments.staging_memory.unwrap_or_else(|| memory_bytes() / 2);
     let staging = Arc::new(Budget::of_staging(staging_bytes, Arc::clone(&buffers)));
-    let (device, platform) = choose_platform(arguments, buffers)?;
+    let crowds = Crowds::new(&cores);
+    let (device, platform) = choose_platform(arguments, buffers, crowds.clone())?;
     let listen = [&arguments.listen[..], &arguments.listen_plain].concat();
     let peers = Arc::new(Peers::load(&arguments.peer, &listen, rules.tls.as_ref())?);
     for host in peers.with_open_tokens() {
         warn!(host, "the token for this peer can be read on the way: TLS, with ca=FILE, hides it");
     }
     let mut config = shard_config(arguments, staging, access, Arc::clone(&peers));
+    config.crowds = Some(crowds);
     config.nodes = cores::nodes(Path::new("/sys"), &cores);
     if device == "CPU" {
         config.fabric = choose_fabric(&arguments.rdma)?;
@@ -459,8 +463,9 @@ fn start_log(filter: &str) -> Result<(), Box<dyn std::error::Error>> {
 fn choose_platform(
     arguments: &ServeArgs,
     buffers: Arc<Budget>,
+    crowds: Crowds,
 ) -> Result<(&'static str, PlatformMaker), String> {
-    let compile = Arc::new(compile_service(arguments));
+    let compile = Arc::new(compile_service(arguments, crowds));
     // What passes through the machine's memory on its way to a GPU's worker process, or from there,
     // is counted as buffers of the CPU's are.
     let passages = Arc::clone(&buffers);
@@ -510,20 +515,21 @@ fn variables(names: &[OsString]) -> Vec<(OsString, OsString)> {
     names.iter().filter_map(|name| Some((name.clone(), std::env::var_os(name)?))).collect()
 }
 
-fn compile_service(arguments: &ServeArgs) -> compile::Service {
+fn compile_service(arguments: &ServeArgs, crowds: Crowds) -> compile::Service {
     let cache_dir = match &arguments.cache_dir {
         _ if arguments.no_cache => CacheDir::Off,
         Some(directory) => CacheDir::At(directory.clone()),
         None => CacheDir::User,
     };
-    compile::Service::new(CompileConfig {
+    let config = CompileConfig {
         compiler: arguments.compiler.clone().map_or(CompilerChoice::Any, CompilerChoice::Path),
         comgr: arguments.comgr.clone(),
         nvrtc: arguments.nvrtc.clone(),
         time_max: arguments.compile_timeout,
         cache_dir,
         ..CompileConfig::default()
-    })
+    };
+    compile::Service::beside(crowds, config)
 }
 
 fn cpu_platform(

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,9 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use support::Server;
 use support::client::{Client, body_of, request_of};
-use support::holdings::{Holdings, worker_ticks};
+use support::holdings::{Holdings, read_of_tasks, worker_ticks};
 use support::skip::skip;
-use support::wait::wait_until;
+use support::wait::{wait_for, wait_until};
 
 const ADD_ONE: &str = "void add1(unsigned char* restrict data0) {\n\
                        for (int i = 0; i < 16; i++) { data0[i] = data0[i] + 1; }\n}\n";
@@ -428,6 +429,46 @@ fn small_calls_beside_a_full_speed_upload_are_not_starved() {
     );
     // An executor that looks at its sockets only when it is idle takes 100 to 200 ms for each.
     assert!(p90 < Duration::from_millis(50), "{p90:?}");
+}
+
+/// The cores that a server's compilers may run on, as its thread for them says.
+fn cores_of_compilers(server: &Server) -> Vec<BTreeSet<usize>> {
+    let tasks = read_of_tasks(server.pid(), "status");
+    let compile = tasks.iter().filter(|status| status.starts_with("Name:\tcompile\n"));
+    let cores = |status: &String| {
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        outboard::cores::parse(list.expect("Linux says").trim()).expect("a list")
+    };
+    compile.map(cores).collect()
+}
+
+#[test]
+fn compilers_leave_the_core_of_a_shard_that_serves_others() {
+    let cores = outboard::cores::allowed().expect("cores are known");
+    let (Some(core), true) = (cores.first(), cores.len() > 1) else {
+        return skip("compilers' cores", "there is one core only");
+    };
+    let server = Server::builder().args(["--shards=1", &format!("--cores={core}")]).start();
+    let mut client = Client::connect(server.address(), "compiles");
+    let mut sources = (0..).map(|n| format!("{ADD_ONE}/* {n} */"));
+    let mut compile = || {
+        let source = sources.next().unwrap();
+        let program = [client.program("add1", &source)];
+        client.batch(&program, &[source.as_bytes()]).ok();
+        cores_of_compilers(&server)
+    };
+    assert_eq!(compile(), std::slice::from_ref(&cores), "nobody else is there");
+    let mut other = Client::connect(server.address(), "other");
+    let others: BTreeSet<_> = cores.iter().copied().filter(|other| other != core).collect();
+    wait_for("compilers are elsewhere", || {
+        other.batch(&[], &[]).ok();
+        let now = compile();
+        if now == std::slice::from_ref(&others) { Ok(()) } else { Err(now) }
+    });
+    wait_for("compilers are everywhere again", || {
+        let now = compile();
+        if now == std::slice::from_ref(&cores) { Ok(()) } else { Err(now) }
+    });
 }
 
 #[test]

@@ -32,6 +32,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::config::CompileConfig;
+use crate::cores::crowd::Crowds;
 use cache::{Disk, Key};
 pub use cc::{Family, NoToolchain, Toolchain};
 pub use library::{Kind, Library, NoLibrary, Report};
@@ -187,6 +188,12 @@ impl Service {
     /// A service that has not looked for its compiler yet.
     #[must_use]
     pub fn new(config: CompileConfig) -> Service {
+        Service::beside(Crowds::new(&[]), config)
+    }
+
+    /// A service that leaves cores to those who are served there.
+    #[must_use]
+    pub fn beside(crowds: Crowds, config: CompileConfig) -> Service {
         let backend = Backend {
             config,
             toolchain: Place::default(),
@@ -194,7 +201,7 @@ impl Service {
             nvrtc: Place::default(),
             disk: OnceLock::new(),
         };
-        Service(Arc::new(Inner { pool: Arc::new(Pool::new(backend)) }))
+        Service(Arc::new(Inner { pool: Arc::new(Pool::new(backend, crowds)) }))
     }
 
     /// Starts to compile a source, or finds that it was compiled before. Does not block, and takes

@@ -9,12 +9,13 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
+use std::time::Instant;
 
 use super::cache::{Key, Memory};
 use super::turns::{Asker, Running, Turns};
 use super::{Backend, CompileError, CompileResult, Target};
 use crate::config::CoreLimits;
-use crate::cores;
+use crate::cores::{self, crowd::Crowds};
 
 /// One source on its way to an object.
 #[derive(Debug)]
@@ -82,6 +83,7 @@ impl Job {
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) backend: Backend,
+    crowds: Crowds,
     queue: Mutex<Queue>,
     /// Signalled once for each new job, and to all at the end.
     work: Condvar,
@@ -100,7 +102,7 @@ struct Queue {
 }
 
 impl Pool {
-    pub(super) fn new(backend: Backend) -> Pool {
+    pub(super) fn new(backend: Backend, crowds: Crowds) -> Pool {
         let queue = Queue {
             waiting: Turns::new(),
             running: Running::new(backend.config.threads),
@@ -110,7 +112,7 @@ impl Pool {
             threads_idle: 0,
             closed: false,
         };
-        Pool { backend, queue: Mutex::new(queue), work: Condvar::new() }
+        Pool { backend, crowds, queue: Mutex::new(queue), work: Condvar::new() }
     }
 
     /// The job for a source: a finished one, one in flight, or a new one.
@@ -166,6 +168,7 @@ impl Pool {
     /// A thread's life.
     fn work(&self) {
         while let Some((asker, key, job)) = self.next() {
+            self.step_aside(asker);
             let result = self.backend.compile(&job.target, &job.source);
             let mut queue = lock(&self.queue);
             queue.running.end(asker);
@@ -176,6 +179,16 @@ impl Pool {
             drop(queue);
             job.complete(result);
         }
+    }
+
+    /// Has the calling thread, and the compilers that it starts, leave others' cores to them. A
+    /// compiler takes turns of milliseconds, and a scheduler that looks at its tick leaves it there
+    /// when a shard wakes up.
+    fn step_aside(&self, asker: Asker) {
+        let Ok(allowed) = cores::allowed() else { return };
+        let whose = (asker.shard, asker.connection);
+        let time = CoreLimits::COMPILER_AWAY_TIME;
+        cores::keep_to(&self.crowds.cores_left(&allowed, whose, Instant::now(), time));
     }
 
     /// Waits for a job that somebody waits for; `None` at the end.
@@ -213,7 +226,6 @@ impl Queue {
             let pool = Arc::clone(pool);
             let thread = std::thread::Builder::new().name("compile".to_owned());
             let work = move || {
-                cores::spread();
                 cores::step_back(CoreLimits::COMPILER_NICE);
                 cores::take_turns(CoreLimits::LONG_TURN);
                 pool.work();

@@ -7,7 +7,7 @@ use hashbrown::Equivalent;
 use smallvec::SmallVec;
 
 use super::batch::{Batch, Output, Pending};
-use super::session::{Home, Names, Owner, SessionId, Thing};
+use super::session::{Home, Names, SessionId, Thing};
 use super::tenant::Turn;
 use super::{Cause, DONE, Engine, Step, Stop, WaitFor};
 use crate::blob::Digest;
@@ -67,10 +67,7 @@ impl Engine {
 
     /// For whom a batch's programs are compiled. What comes from another shard is one connection.
     fn asker(&self, batch: &Batch<'_>) -> compile::Asker {
-        let connection = match batch.owner {
-            Owner::Connection(connection) => connection,
-            Owner::Shard => u64::MAX,
-        };
+        let connection = batch.owner.number();
         let (client, Home(shard)) = (batch.identity.number(), self.sessions.home());
         compile::Asker { client, shard, connection }
     }

@@ -46,6 +46,17 @@ pub enum Owner {
     Shard,
 }
 
+impl Owner {
+    /// As a number that no other connection of this shard has.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        match self {
+            Owner::Connection(connection) => connection,
+            Owner::Shard => u64::MAX,
+        }
+    }
+}
+
 /// A session of this shard. Never used again for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId {

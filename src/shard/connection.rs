@@ -287,7 +287,7 @@ impl Connection {
         {
             return Err(Unanswered::Moves(place));
         }
-        self.shard.crowd.note(self.works_for(), Instant::now());
+        self.shard.note_crowd(self.works_for());
         self.entry.in_batch.set(true);
         let reply = self.shard.run(&self.entry.cancel, &mut batch).await;
         self.entry.in_batch.set(false);

@@ -5,7 +5,7 @@
 //! (`engine`).
 //!
 //! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `input`,
-//! `body`, `memory`, `crowd`, `output` (what is sent), `completion` (all waiting), `mesh`,
+//! `body`, `memory`, `output` (what is sent), `completion` (all waiting), `mesh`,
 //! `moving`, `peer` (other servers), `io` (the seam to the sockets), `tls`, `driver` (when the
 //! kernel is entered), `ring` (how).
 //!
@@ -16,7 +16,6 @@ mod accept;
 mod body;
 mod completion;
 mod connection;
-mod crowd;
 mod driver;
 mod input;
 mod io;
@@ -39,7 +38,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use tracing::info;
@@ -48,7 +47,7 @@ use crate::config::{
     CoreLimits, EngineLimits, EnvelopeLimits, HashPolicy, HttpLimits, PeerLimits, RingLimits,
     ShardLimits, WireLimits,
 };
-use crate::cores;
+use crate::cores::{self, crowd::Crowds};
 use crate::device::Platform;
 use crate::device::shared::Budget;
 use crate::engine::{Directory, Engine, Home, Owner};
@@ -80,6 +79,8 @@ pub struct Config {
     pub nodes: Vec<Option<usize>>,
     /// Account of the memory that bodies are received into.
     pub staging: Arc<Budget>,
+    /// Where each shard says whom it serves, if others want to know.
+    pub crowds: Option<Crowds>,
     /// Who may come, until [`Admission::replace`].
     pub access: Arc<Access>,
     /// The other servers that this one connects to, until [`Admission::replace_peers`].
@@ -107,6 +108,7 @@ impl Config {
             shard: ShardLimits::default(),
             wire: WireLimits::default(),
             nodes: Vec::new(),
+            crowds: None,
             staging,
             access: Arc::default(),
             plain: Vec::new(),
@@ -138,7 +140,7 @@ struct Shard {
     bell: Waker,
     config: Config,
     connections: RefCell<HashMap<Owner, Rc<ConnectionEntry>>>,
-    crowd: crowd::Crowd,
+    crowds: Crowds,
     draining: Cell<bool>,
     drained: RefCell<Option<Waker>>,
     engine: RefCell<Engine>,
@@ -196,12 +198,14 @@ impl Server {
         let all: Vec<_> = all.chain(config.plain.iter().map(|plain| (*plain, false))).collect();
         let (addresses, mut listeners) = listen_all(&all, cores.len())?;
         let directory = Arc::new(Directory::default());
+        let crowds = config.crowds.clone().unwrap_or_else(|| Crowds::new(cores));
         let (started, all_started) = mpsc::channel();
         let mut executors = Vec::new();
         for (home, (core, bell)) in cores.iter().zip(bells).enumerate() {
             let start = Start {
                 bell,
                 config: config.clone(),
+                crowds: crowds.clone(),
                 directory: Arc::clone(&directory),
                 home: Home(home),
                 listeners: listeners.pop().unwrap_or_default(),
@@ -358,6 +362,7 @@ fn refuse(core: usize, shards: usize, why: &str) -> StartError {
 struct Start {
     bell: OwnedFd,
     config: Config,
+    crowds: Crowds,
     directory: Arc<Directory>,
     home: Home,
     listeners: Vec<Bound>,
@@ -387,7 +392,7 @@ impl Start {
             access: RefCell::new(Arc::clone(&self.config.access)),
             bell: self.mesh.waker(self.home),
             connections: RefCell::default(),
-            crowd: crowd::Crowd::default(),
+            crowds: self.crowds,
             draining: Cell::new(false),
             drained: RefCell::default(),
             engine: RefCell::new(engine),
@@ -435,6 +440,17 @@ impl Shard {
         let next = self.owner_next.get();
         self.owner_next.set(next + 1);
         Owner::Connection(next)
+    }
+
+    /// Notes that there is a request of somebody's.
+    fn note_crowd(&self, owner: Owner) {
+        self.crowds.note(self.home.0, owner.number(), Instant::now());
+    }
+
+    /// Whether somebody else has sent a request just now.
+    fn has_crowd(&self, owner: Owner) -> bool {
+        let time = self.config.shard.crowd_time;
+        self.crowds.has_others(self.home.0, owner.number(), Instant::now(), time)
     }
 
     fn begin_drain(&self) {

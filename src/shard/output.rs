@@ -5,7 +5,7 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Shard;
 use super::completion::{Cancel, Gone};
@@ -48,7 +48,7 @@ impl Shard {
     /// meanwhile.
     pub(super) fn piece(&self, owner: Owner, bytes: usize) -> usize {
         let limits = &self.config.shard;
-        match self.crowd.has_others(owner, Instant::now(), limits.crowd_time) {
+        match self.has_crowd(owner) {
             true => bytes.min(limits.crowd_piece_bytes),
             false => bytes,
         }
