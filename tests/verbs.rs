@@ -163,3 +163,74 @@ fn buffer_that_was_freed_is_not_written_by_its_old_key() {
     assert_eq!(far.batch(&[far.copy_out(2)], &[]).ok(), data);
     wait_until("the refused links are gone", || a.stderr().matches(CONNECTED).count() == 2);
 }
+
+/// Long work of one session: so many copies of a large buffer onto another.
+fn long_work(at: &Client) -> Vec<String> {
+    let mut commands = vec![at.alloc(90, LONG_BYTES), at.alloc(91, LONG_BYTES)];
+    commands.extend((0..40).map(|_| own_copy(at, 90, 91)));
+    commands
+}
+
+/// Most of what lies in a heap's segment beside others.
+const LONG_BYTES: u64 = 24 << 20;
+
+fn own_copy(at: &Client, from: u64, to: u64) -> String {
+    let (session, key) = (at.session(0), at.key(0));
+    format!("Transfer({session}, buffer_num={from}, dsession={key}, dbuffer_num={to})")
+}
+
+fn free(at: &Client, buffer: u64) -> String {
+    format!("BufferFree({}, buffer_num={buffer})", at.session(0))
+}
+
+/// Long enough for its pages to be given back to the system when it is freed.
+const GIVEN_BACK_BYTES: usize = 1 << 20;
+
+/// A card keeps the pages that it was told of, so it must not be told of those that are about to
+/// be given back.
+#[test]
+fn source_where_another_buffer_was_is_written_as_it_is_now() {
+    let (a, b) = (server(&[], None), server(&[], None));
+    let mut pair = sessions(&a, &b, GIVEN_BACK_BYTES as u64);
+    let [near, far] = &mut pair;
+    for round in 0..3 {
+        let data = pattern(GIVEN_BACK_BYTES, round);
+        near.batch(&[near.copy_in(1, &data)], &[&data]).ok();
+        // Behind long work the first buffer's pages are given back, and the second one filled.
+        let mut commands = long_work(near);
+        commands.extend([
+            near.alloc(3, GIVEN_BACK_BYTES as u64),
+            own_copy(near, 1, 3),
+            free(near, 2),
+            near.alloc(2, GIVEN_BACK_BYTES as u64),
+            own_copy(near, 3, 2),
+            free(near, 1),
+            near.alloc(1, GIVEN_BACK_BYTES as u64),
+            own_copy(near, 2, 1),
+            transfer(near, far),
+            free(near, 3),
+            free(near, 90),
+            free(near, 91),
+        ]);
+        near.batch(&commands, &[]).ok();
+        assert!(far.batch(&[far.copy_out(2)], &[]).ok() == data, "round {round}");
+    }
+}
+
+#[test]
+fn destination_where_another_buffer_was_keeps_what_is_written() {
+    let (a, b) = (server(&[], None), server(&[], None));
+    // Those whose pages are given back, and those that are too short for that.
+    for bytes in [GIVEN_BACK_BYTES, 100_000] {
+        let mut pair = sessions(&a, &b, bytes as u64);
+        let [near, far] = &mut pair;
+        let data = pattern(bytes, 3);
+        near.batch(&[near.copy_in(1, &data)], &[&data]).ok();
+        // What was written to the first buffer comes after long work, and nobody waits for it.
+        let mut commands = long_work(far);
+        commands.extend([own_copy(far, 1, 2), free(far, 2), far.alloc(2, bytes as u64)]);
+        far.batch(&commands, &[]).ok();
+        near.batch(&[transfer(near, far)], &[]).ok();
+        assert!(far.batch(&[far.copy_out(2)], &[]).ok() == data, "{bytes} bytes");
+    }
+}

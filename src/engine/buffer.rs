@@ -32,6 +32,12 @@ impl Buffer {
         Span::new(&self.region, self.offset + at, bytes).expect("views are checked when made")
     }
 
+    /// Whether it is the same memory.
+    pub(super) fn is_same(&self, other: &Buffer) -> bool {
+        let place = |buffer: &Buffer| (buffer.offset, buffer.bytes);
+        Rc::ptr_eq(&self.region, &other.region) && place(self) == place(other)
+    }
+
     /// Whether it is all of its region, to which nobody else refers: no view, no graph, no output.
     fn is_sole(&self) -> bool {
         self.bytes == self.region.bytes() && Rc::strong_count(&self.region) == 1

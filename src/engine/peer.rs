@@ -13,6 +13,7 @@
 
 use super::batch::{Batch, Sender};
 use super::batch::{Output, Rest};
+use super::buffer::Buffer;
 use super::session::{Home, Owner, SessionId};
 use super::{Cause, DONE, Engine, Step, Stop};
 use crate::blob::Digest;
@@ -64,6 +65,8 @@ pub struct Parcel {
     /// The other server's command.
     pub command: String,
     pub(super) from: (SessionId, BufferNumber),
+    /// What it was by that number.
+    pub(super) buffer: Buffer,
     /// How clients name this server.
     pub(super) from_host: String,
     pub(super) to: BufferName<'static>,
@@ -176,9 +179,10 @@ impl Engine {
         Ok(Parcel {
             name,
             bytes: buffer.bytes,
-            output: Output::Later(Rest { session: from, buffer }),
+            output: Output::Later(Rest { session: from, buffer: buffer.clone() }),
             command: text(session, Command::CopyIn(copy)),
             from: (from, source),
+            buffer,
             from_host: self.get(from)?.host().to_owned(),
             to: BufferName { session: session.clone(), buffer: destination }.into_owned(),
         })

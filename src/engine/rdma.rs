@@ -2,10 +2,16 @@
 //!
 //! A registration belongs to a buffer's number and covers its bytes and no more: of a view, the
 //! view's. It keeps the memory where it is, so a blob that fills the buffer is copied from then on,
-//! and ends with the number. A connection belongs to the HTTP connection that asked for it, and
-//! ends with that: it is made on the shard where that is served, whichever has the session that is
-//! named, since it reaches whatever the session's identity has on any shard. A peer that connects
-//! again under the same name takes the place of its earlier connection, as on the reference server.
+//! and ends with the number.
+//!
+//! A network card knows pages and no queue. So memory is registered once the device is past all
+//! work that it was given before: that may still write to a buffer that lay there earlier, or give
+//! its pages back to the system, and what the card reads and writes would be nobody's.
+//!
+//! A connection belongs to the HTTP connection that asked for it, and ends with that: it is made on
+//! the shard where that is served, whichever has the session that is named, since it reaches
+//! whatever the session's identity has on any shard. A peer that connects again under the same name
+//! takes the place of its earlier connection, as on the reference server.
 //!
 //! In the other direction a peer is asked the same, and what it says is told by `asking`.
 //!
@@ -38,6 +44,14 @@ struct Peer {
     owner: Owner,
     address: Address,
     end: Promise<Box<dyn Accepted>>,
+}
+
+/// What has come of registering a buffer.
+#[derive(Debug)]
+pub(super) enum Registering {
+    /// It begins once the device is past this.
+    After(Fence),
+    Begun(Promise),
 }
 
 impl Rdma {
@@ -118,14 +132,27 @@ impl Engine {
             let id = self.other_session(at, session)?;
             let session = self.get_mut(id)?;
             let buffer = session.buffer(*number)?;
-            let promise = match session.registrations.get(number) {
-                Some(promise) => promise,
-                None => {
-                    let Some(memory) = buffer.shared_bytes() else {
-                        return Err(Cause::NoRdma { command: "BufferIOVAS" }.into());
-                    };
+            let Some(memory) = buffer.shared_bytes() else {
+                return Err(Cause::NoRdma { command: "BufferIOVAS" }.into());
+            };
+            let last = session.last().map_or_else(Fence::default, |(_, fence)| fence);
+            let entry = session.registrations.entry(*number);
+            let registering = entry.or_insert(Registering::After(last));
+            let promise = match registering {
+                Registering::Begun(promise) => promise.clone(),
+                Registering::After(fence) => {
+                    let fence = *fence;
+                    if !session.reached(fence, now) {
+                        let wait = || WaitFor::Device { session: id, fence };
+                        pending = pending.or_else(|| Some(wait()));
+                        continue;
+                    }
+                    if let Some(lost) = session.lost() {
+                        return Err(lost.clone().into());
+                    }
                     let promise = reach.register(memory);
-                    session.registrations.entry(*number).or_insert(promise)
+                    session.registrations.insert(*number, Registering::Begun(promise.clone()));
+                    promise
                 }
             };
             match promise.target() {
@@ -136,12 +163,15 @@ impl Engine {
                 }
                 // It may come yet, for whoever asks again.
                 None if promise.is_late(now) => return Err(RdmaError::LATE.into()),
-                None => pending = pending.or_else(|| Some(promise.clone())),
+                None => {
+                    let wait = || WaitFor::Rdma(promise.awaited());
+                    pending = pending.or_else(|| Some(wait()));
+                }
             }
         }
         match pending {
             // What was begun is found when the command is tried again.
-            Some(promise) => Err(Stop::Retry(WaitFor::Rdma(promise.awaited()))),
+            Some(wait) => Err(Stop::Retry(wait)),
             None => Ok(Step::Done(Output::Owned(answer))),
         }
     }
@@ -151,35 +181,46 @@ impl Engine {
 #[derive(Debug)]
 pub struct Source {
     pub identity: Identity,
-    pub promise: Promise,
-    /// The work that has to be done before.
+    /// The work that has to be done before [`Engine::register`].
     pub after: Option<(SessionId, Fence)>,
 }
 
 impl Engine {
-    /// Begins to register what a parcel's bytes are in. `None` where there is no RDMA, or memory
-    /// that it does not reach.
+    /// Whether a parcel can go by RDMA. `None` where there is none, or memory that it does not
+    /// reach.
     ///
     /// # Errors
     ///
-    /// Where the session or the buffer is gone, or the device has no more.
-    pub fn source(&mut self, parcel: &Parcel) -> Result<Option<Source>, Cause> {
-        let Some(fabric) = &self.rdma.fabric else { return Ok(None) };
-        let (session, number) = parcel.from;
-        let identity = self.get(session)?.identity();
-        let reach = fabric.reach(identity)?;
-        let session = self.get_mut(session)?;
-        let buffer = session.buffer(number)?;
-        let promise = match session.registrations.get(&number) {
-            Some(promise) => promise.clone(),
-            None => {
-                let Some(memory) = buffer.shared_bytes() else { return Ok(None) };
-                let promise = reach.register(memory);
-                session.registrations.insert(number, promise.clone());
-                promise
-            }
-        };
-        Ok(Some(Source { identity, promise, after: session.last() }))
+    /// Where the session is gone.
+    pub fn source(&self, parcel: &Parcel) -> Result<Option<Source>, Cause> {
+        if self.rdma.fabric.is_none() || parcel.buffer.shared_bytes().is_none() {
+            return Ok(None);
+        }
+        let session = self.get(parcel.from.0)?;
+        Ok(Some(Source { identity: session.identity(), after: session.last() }))
+    }
+
+    /// Begins to register what a parcel's bytes are in, if that is not done yet.
+    ///
+    /// # Errors
+    ///
+    /// Where the session is gone, or the device has no more.
+    pub fn register(&mut self, parcel: &Parcel) -> Result<Promise, Cause> {
+        let none = || Cause::NoRdma { command: "Transfer" };
+        let fabric = self.rdma.fabric.as_ref().ok_or_else(none)?;
+        let (at, number) = parcel.from;
+        let reach = fabric.reach(self.get(at)?.identity())?;
+        let session = self.get_mut(at)?;
+        let is_named = session.buffer(number).is_ok_and(|named| named.is_same(&parcel.buffer));
+        if is_named && let Some(Registering::Begun(promise)) = session.registrations.get(&number) {
+            return Ok(promise.clone());
+        }
+        let promise = reach.register(parcel.buffer.shared_bytes().ok_or_else(none)?);
+        // By the number it may be another buffer by now.
+        if is_named {
+            session.registrations.insert(number, Registering::Begun(promise.clone()));
+        }
+        Ok(promise)
     }
 }
 

@@ -21,12 +21,12 @@ use super::buffer::Buffer;
 use super::event::EventState;
 use super::graph::GraphState;
 use super::program::{ProgramEntry, ProgramKey};
+use super::rdma::Registering;
 use super::tenant::Tenant;
 use super::{Cause, Engine, Stop, WaitFor};
 use crate::config::EngineLimits;
 use crate::device::{Device, DeviceError, Fence, Point, Region, shared};
 use crate::identity::Identity;
-use crate::rdma::Promise;
 use crate::wire::Stored;
 use crate::wire::command::{BufferNumber, Command, EventNumber, GraphNumber, SessionKey};
 
@@ -204,7 +204,7 @@ pub(super) struct Session {
     pub(super) index: u64,
     owner: Owner,
     /// Buffers that peers may write by RDMA.
-    pub(super) registrations: Map<BufferNumber, Promise>,
+    pub(super) registrations: Map<BufferNumber, Registering>,
     pub(super) buffers: Map<BufferNumber, Buffer>,
     pub(super) events: Map<EventNumber, EventState>,
     pub(super) graphs: Map<GraphNumber, Rc<GraphState>>,

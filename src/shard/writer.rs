@@ -6,8 +6,8 @@
 //!
 //! The peer is asked over HTTP for a connection, and for the place of each destination, once. A
 //! place is good as long as its buffer; by one that is not, the peer's device refuses what is
-//! written, and the peer is asked again. Nothing is written before the source's device is past the
-//! work that it has now. One errand uses a link at a time; one that fails or is given up takes the
+//! written, and the peer is asked again. Nothing is registered or written before the source's device is
+//! past the work that it has now. One errand uses a link at a time; one that fails or is given up takes the
 //! link with it, and the next makes a new one.
 //!
 //! The peer's ends of a link belong to the HTTP connection that asked for them. So that connection
@@ -154,7 +154,7 @@ impl Shard {
     ) -> Result<Option<Vec<Parcel>>, Trouble> {
         let Some(fabric) = self.config.fabric.clone() else { return Ok(Some(parcels)) };
         let sources: Option<Vec<Source>> = {
-            let mut engine = self.engine.borrow_mut();
+            let engine = self.engine.borrow();
             let sources = parcels.iter().map(|parcel| engine.source(parcel));
             sources.collect::<Result<_, Cause>>().map_err(Trouble::Here)?
         };
@@ -274,7 +274,7 @@ impl Shard {
         targets.collect()
     }
 
-    /// Writes, once all sources are registered and their devices are past what they have to do.
+    /// Writes, once the sources' devices are past what they have to do and all is registered.
     async fn write(
         &self,
         writer: &mut Writer,
@@ -283,17 +283,21 @@ impl Shard {
         targets: &[Target],
     ) -> Result<(), Trouble> {
         let cancel = Cancel::default();
-        for source in sources {
-            // Nobody cancels these but by dropping the task.
-            let _ = self.wait(&cancel, &WaitFor::Rdma(source.promise.awaited())).await;
-            if let Some((session, fence)) = source.after {
-                let _ = self.wait(&cancel, &WaitFor::Device { session, fence }).await;
-            }
-        }
         let after: Vec<_> = sources.iter().filter_map(|source| source.after).collect();
-        self.engine.borrow_mut().has_reached(&after).map_err(Trouble::Here)?;
-        for ((source, target), parcel) in sources.iter().zip(targets).zip(parcels) {
-            let (local, local_key) = source.promise.local().ok_or(RdmaError::LATE)??;
+        for &(session, fence) in &after {
+            // Nobody cancels these but by dropping the task.
+            let _ = self.wait(&cancel, &WaitFor::Device { session, fence }).await;
+        }
+        let promises: Vec<Promise> = {
+            let mut engine = self.engine.borrow_mut();
+            let promises = engine
+                .has_reached(&after)
+                .and_then(|()| parcels.iter().map(|parcel| engine.register(parcel)).collect());
+            promises.map_err(Trouble::Here)?
+        };
+        for ((promise, target), parcel) in promises.into_iter().zip(targets).zip(parcels) {
+            let _ = self.wait(&cancel, &WaitFor::Rdma(promise.awaited())).await;
+            let (local, local_key) = promise.local().ok_or(RdmaError::LATE)??;
             let write = Write {
                 local,
                 local_key,
@@ -301,7 +305,7 @@ impl Shard {
                 remote_key: target.key,
                 bytes: parcel.bytes,
             };
-            writer.link.submit(vec![write], source.promise.clone());
+            writer.link.submit(vec![write], promise);
         }
         self.drive(writer).await
     }

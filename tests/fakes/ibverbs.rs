@@ -3,13 +3,15 @@
 //!
 //! It has what outboard calls and no more; [`machine`] says what it does. Structures are those of
 //! `infiniband/verbs.h`, as far as the caller looks at them or the library at what it is given. A
-//! broken rule (an object that is freed while others need it, a queue that overflows) ends the
-//! process with a message. `FAKE_IBVERBS_LOSE=3` has the process's third completion never come.
+//! broken rule (an object that is freed while others need it, a queue that overflows, memory that is
+//! given back while it is registered) ends the process with a message. `FAKE_IBVERBS_LOSE=3` has the process's third completion never come.
 
 #![allow(non_snake_case, reason = "the names are the library's")]
 
 #[path = "ibverbs/machine.rs"]
 mod machine;
+#[path = "ibverbs/pages.rs"]
+mod pages;
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::io::{self, Read as _};
@@ -340,7 +342,10 @@ pub extern "C" fn ibv_reg_mr_iova2(
     let key = machine.number();
     *machine.domains.get_mut(&handle).expect("the domain is there") += 1;
     let bytes = length as u64;
-    let region = Region { domain: handle, address: address.expose_provenance(), iova, bytes };
+    let start = address.expose_provenance();
+    // SAFETY: whoever registers memory has it mapped.
+    unsafe { pages::touch(start, length) };
+    let region = Region { domain: handle, address: start, iova, bytes };
     machine.regions.insert(key, region);
     let (local_key, remote_key) = (key, key);
     made(MemoryRegion { context, domain, address, length, handle: key, local_key, remote_key })
@@ -362,6 +367,7 @@ pub extern "C" fn ibv_reg_dmabuf_mr(
 pub extern "C" fn ibv_dereg_mr(region: *mut MemoryRegion) -> c_int {
     let mut machine = machine();
     let was = machine.regions.remove(&at(region).handle).expect("it is taken back once");
+    was.check_all();
     *machine.domains.get_mut(&was.domain).expect("the domain is there") -= 1;
     freed(region);
     0

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::RdmaConfig;
-use crate::engine::{Work, asking};
+use crate::engine::{Errand, Work, asking};
 use crate::rdma::{Address, NullFabric, QueuePairNumber, Target};
 
 fn bench() -> (Bench, NullFabric) {
@@ -253,8 +253,8 @@ fn copy_to_a_peer_is_registered_once_and_asks_for_its_place() {
     };
     let Work::Copies(parcels) = errand.work else { panic!("it is a copy") };
     for _ in 0..2 {
-        let source = bench.engine.source(&parcels[0]).unwrap().expect("there is RDMA");
-        assert!(source.promise.local().is_some());
+        assert!(bench.engine.source(&parcels[0]).unwrap().is_some(), "there is RDMA");
+        assert!(bench.engine.register(&parcels[0]).unwrap().local().is_some());
         assert_eq!(fabric.registered(), 1);
     }
     let other = "SessionKey(host='other', idx=2, nonce='m')";
@@ -268,4 +268,57 @@ fn copy_to_a_peer_is_registered_once_and_asks_for_its_place() {
         format!("IBConnect(session={other}, host='h#0.0', gid=b'0123456789abcdef', qp_num=9)")
     );
     assert!(Bench::new().engine.source(&parcels[0]).unwrap().is_none(), "there is no RDMA");
+}
+
+/// A copy of one buffer of `$a` onto another.
+const OWN_COPY: &str = "Transfer(1, $a, 2, session=$a)";
+const TWO_BUFFERS: &str =
+    "BufferAlloc(1, 100, $spec, session=$a), BufferAlloc(2, 100, $spec, session=$a)";
+
+#[test]
+fn memory_is_registered_for_peers_once_work_queued_before_is_done() {
+    let (mut bench, fabric) = bench();
+    bench.ok(TWO_BUFFERS);
+    bench.control.hold();
+    bench.ok(OWN_COPY);
+    let mut batch = parse(&iovas(&[1, 2]));
+    let Progress::Wait(wait) = bench.engine.advance(&mut batch, bench.now) else {
+        panic!("work is queued");
+    };
+    // What is queued later does not count.
+    bench.ok(OWN_COPY);
+    assert!(!bench.engine.is_over(&wait, bench.now));
+    assert_eq!(fabric.registered(), 0);
+    assert!(bench.control.complete_next(0));
+    assert!(bench.engine.is_over(&wait, bench.now));
+    let Progress::Done(Reply::Ok(output)) = bench.engine.advance(&mut batch, bench.now) else {
+        panic!("both are registered");
+    };
+    assert_eq!((targets(output.as_bytes()).len(), fabric.registered()), (2, 2));
+}
+
+fn parcels_of(bench: &mut Bench, text: &str) -> Vec<crate::engine::Parcel> {
+    let mut batch = parse(text);
+    match bench.engine.advance(&mut batch, bench.now) {
+        Progress::Peer(Errand { work: Work::Copies(parcels), .. }) => parcels,
+        progress => panic!("it is a copy for another host: {progress:?}"),
+    }
+}
+
+#[test]
+fn source_is_registered_as_the_copy_found_it_whatever_has_its_number_now() {
+    let (mut bench, fabric) = bench();
+    bench.ok(TWO_BUFFERS);
+    let copy = "Transfer(1, SessionKey(host='other', idx=2, nonce='m'), 7, session=$a)";
+    let parcels = parcels_of(&mut bench, copy);
+    let source = bench.engine.source(&parcels[0]).unwrap().expect("there is RDMA");
+    assert!(source.after.is_some());
+    assert_eq!(fabric.registered(), 0, "that comes once its device is past its work");
+    bench.ok("BufferFree(1, session=$a), BufferAlloc(1, 50, $spec, session=$a)");
+    let named = targets(&bench.ok(&iovas(&[1])));
+    let promise = bench.engine.register(&parcels[0]).unwrap();
+    let target = promise.target().expect("this fabric does it at once").unwrap();
+    assert_eq!((target.bytes, named[0].bytes), (100, 50));
+    drop(promise);
+    assert_eq!(fabric.registered(), 1, "what has no number goes with the copy");
 }

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 
+use super::pages;
+
 pub(crate) type Gid = [u8; 16];
 
 pub(crate) const SUCCESS: u32 = 0;
@@ -40,7 +42,21 @@ impl Region {
         let offset = at.checked_sub(self.iova)?;
         let end = offset.checked_add(u64::try_from(bytes).ok()?)?;
         let place = self.address.checked_add(usize::try_from(offset).ok()?)?;
-        (end <= self.bytes).then(|| std::ptr::with_exposed_provenance_mut(place))
+        if end > self.bytes {
+            return None;
+        }
+        self.check(place, bytes);
+        Some(std::ptr::with_exposed_provenance_mut(place))
+    }
+
+    /// To be called before it ends.
+    pub(crate) fn check_all(&self) {
+        self.check(self.address, self.bytes as usize);
+    }
+
+    fn check(&self, place: usize, bytes: usize) {
+        let are_there = pages::are_there(place, bytes);
+        assert!(are_there, "pages of registered memory were taken back: a card keeps the old ones");
     }
 }
 
