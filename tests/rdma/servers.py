@@ -17,6 +17,8 @@ from reference import Host, hashlib, resources, wait_until
 
 SIZES = [4, 4096, (1 << 20) + 3]
 LONG = 32 << 20
+# Long enough for its pages to be given back when it is freed.
+RECYCLED = 1 << 20
 HELD = ["qp", "mr"]
 # By device, where nobody is connected.
 IDLE = {}
@@ -86,6 +88,38 @@ def check_places(source, sink):
     upload(source, 1, b"none")
     text = fails(source, f"Transfer(1, {sink.session}, 1")
     assert "unknown buffer 1" in text, text
+    source.end()
+    sink.end()
+
+
+def check_memory_used_again(source, sink):
+    """Buffers that lie where others were, behind long work that is to do with those."""
+    source, sink = source.another(), sink.another()
+    data = os.urandom(RECYCLED)
+    upload(source, 1, data)
+
+    def alloc(number, size=RECYCLED):
+        return f"BufferAlloc({number}, {size}, BufferSpec()"
+
+    def copy(host, number, to):
+        return f"Transfer({number}, {host.session}, {to}"
+
+    def long_work(host):
+        return [alloc(90, 24 << 20), alloc(91, 24 << 20), *[copy(host, 90, 91)] * 8]
+
+    # What lies there is written, its pages are given back, and it is made anew.
+    sink.run(alloc(1), alloc(2))
+    sink.run(*long_work(sink), copy(sink, 1, 2), "BufferFree(2", alloc(2))
+    source.run(alloc(2), alloc(3))
+    source.run(
+        *long_work(source),
+        copy(source, 1, 3),
+        "BufferFree(2",
+        alloc(2),
+        copy(source, 3, 2),
+        f"Transfer(2, {sink.session}, 2",
+    )
+    assert sink.run("CopyOut(2") == data, "a buffer where another was came as other bytes"
     source.end()
     sink.end()
 
@@ -227,6 +261,7 @@ def main():
         check(source, sink)
         check_errors(source, sink)
         check_places(source, sink)
+        check_memory_used_again(source, sink)
         check_clients(source, sink)
         check_frees(source, sink)
         check_death_of_sink(source, sink, process)
