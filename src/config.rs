@@ -622,6 +622,11 @@ impl GpuLimits {
     /// Freed memory that a session's pool keeps for its next allocation. More would be missing to
     /// others: the budget counts it as free.
     pub const POOL_KEEP_BYTES: u64 = 64 << 20;
+    /// What handles of memory come in multiples of, on all devices that have them.
+    pub const HANDLE_GRAIN_BYTES: u64 = 2 << 20;
+    /// Memory that network cards can be told of is had in pieces of so many bytes at least: to make
+    /// and map one takes as long as a hundred launches, and thousands of buffers are short.
+    pub const ARENA_PIECE_BYTES: u64 = 32 << 20;
     /// Pinned memory of one session for short uploads: hundreds of private blobs under way.
     pub const IN_RING_BYTES: usize = 4 << 20;
     /// Staged bytes that the shard copies to pinned memory by itself: some 25 microseconds. More is

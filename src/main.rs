@@ -52,6 +52,9 @@ enum Command {
         driver: Option<Driver>,
         #[arg(default_value_t = 0)]
         ordinal: i32,
+        /// Network cards are to reach its memory.
+        #[arg(long)]
+        exports: bool,
     },
     /// Run a GPU compiler. Started by the server, never by hand.
     #[command(hide = true, name = compile::worker::ARGUMENT)]
@@ -275,11 +278,11 @@ fn main() -> ExitCode {
         Some(Command::Serve(arguments)) => serve(&arguments),
         Some(Command::Check) => return if check::run() { ExitCode::SUCCESS } else { 1.into() },
         Some(Command::Worker { driver: None, .. }) => device::worker::main(),
-        Some(Command::Worker { driver: Some(Driver::Cuda), ordinal }) => {
-            device::gpu::drive(Vendor::Nvidia, ordinal)
+        Some(Command::Worker { driver: Some(Driver::Cuda), ordinal, exports }) => {
+            device::gpu::drive(Vendor::Nvidia, ordinal, exports)
         }
-        Some(Command::Worker { driver: Some(Driver::Hip), ordinal }) => {
-            device::gpu::drive(Vendor::Amd, ordinal)
+        Some(Command::Worker { driver: Some(Driver::Hip), ordinal, exports }) => {
+            device::gpu::drive(Vendor::Amd, ordinal, exports)
         }
         Some(Command::CompileWorker { arguments }) => compile::worker::main(&arguments),
     };

@@ -8,7 +8,10 @@
 //! whose doorbell a thread of its own listens to; and another device's timeline, where the next
 //! packet waits for one. No code of clients runs in this process: their kernels run on the device.
 //!
-//! Absent: the driver (`gpu`), starting and the sandbox (`worker`, `sandbox`).
+//! Absent: memory that others share (`driven/sharing.rs`), the driver (`gpu`), starting and the
+//! sandbox (`worker`, `sandbox`).
+
+mod sharing;
 
 use std::collections::VecDeque;
 use std::io;
@@ -375,6 +378,8 @@ impl<'d> Driven<'d> {
                 worker::put(&mut self.segments, segment, Some(Memory::Region(region)));
             }
             Packet::Copy { to, from, bytes } => self.copy(to, from, bytes)?,
+            Packet::Export { at, bytes } => self.export(at, bytes)?,
+            Packet::Flush => self.device.flush()?,
             Packet::Forget { segment } => drop(worker::take(&mut self.segments, segment)?),
             Packet::GraphBuild { graph, steps } => {
                 let built = self.record(steps)?;
@@ -418,38 +423,6 @@ impl<'d> Driven<'d> {
             Packet::Discard { .. } | Packet::Indirect { .. } => return Err(Failure::Packet.into()),
         }
         Ok(())
-    }
-
-    /// Makes memory that another worker shares, which hears nothing where there is none.
-    fn share(&mut self, segment: u32, bytes: u64) -> Result<(), End> {
-        let channel = worker::receive_segment(self.socket)?;
-        let region = match self.device.share(bytes) {
-            Ok((region, memory)) => {
-                // What was in that memory before is gone by then.
-                self.after(self.device.last(), Then::Share { channel, memory });
-                Memory::Region(region)
-            }
-            Err(DeviceError::Failed { .. }) => Memory::Unshared,
-            Err(error) => return Err(error.into()),
-        };
-        worker::put(&mut self.segments, segment, Some(region));
-        Ok(())
-    }
-
-    /// Takes memory that another worker shares, if there is any, and says what came of it.
-    fn open_shared(&mut self, segment: u32, bytes: u64, status: Address) -> Result<(), End> {
-        let channel = worker::receive_segment(self.socket)?;
-        let opened = match worker::receive_shared(channel.as_fd()) {
-            Some(memory) => self.device.open_shared(memory.as_fd(), bytes),
-            None => Err(DeviceError::Failed { what: "shared memory", why: "none came".to_owned() }),
-        };
-        let (region, why) = match opened {
-            Ok(region) => (Some(Memory::Region(region)), None),
-            Err(error @ DeviceError::Failed { .. }) => (None, Some(error.to_string())),
-            Err(error) => return Err(error.into()),
-        };
-        worker::put(&mut self.segments, segment, region);
-        Ok(self.say(status, why.as_deref())?)
     }
 
     fn segment(&self, segment: u32) -> Result<Rc<Segment>, Failure> {

@@ -599,7 +599,7 @@ pub(super) fn outcome(status: &Range) -> Option<Result<(), String>> {
 }
 
 /// A socket pair; the server's end does not block.
-fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(super) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
     let (ours, theirs) = rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)?;
     rustix::io::ioctl_fionbio(&ours, true)?;
@@ -608,6 +608,10 @@ fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 
 pub(super) fn foreign(what: &'static str) -> DeviceError {
     DeviceError::Failed { what, why: "it belongs to another device".to_owned() }
+}
+
+pub(super) fn no_channel(error: io::Error) -> DeviceError {
+    DeviceError::Failed { what: "channel", why: error.to_string() }
 }
 
 pub(super) fn no_room_to_map() -> DeviceError {

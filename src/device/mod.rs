@@ -12,18 +12,20 @@
 //! [`Region`], [`Program`] or [`Graph`] takes effect after the work that is already in the queue.
 //!
 //! Reading order: this file; memory: `budget`, `segment`, `shared` (what two processes see), `slot`
-//! (what dies with a drop), `timeline` (what devices wait for); the queue: `packet`, `ring`,
-//! `backoff`; the server's side of a worker process: `link`, `imports`, `watchdog`, `process`, and
-//! the devices made of it: `isolated` (kernels on memory that both see), `remote` and `passage` (a
-//! device that only the worker reaches); `platform`; the worker's side: `worker`, `sandbox`, and
-//! what it does: `replay` and `cpu` (loading and calling kernels), `pace` (letting others have the
-//! core), `driven` (driving a device). `gpu` is GPUs, in the process that drives them. `null`
-//! stands in for all of it in tests, `hostile` for a worker in fuzzers.
+//! (what dies with a drop), `timeline` (what devices wait for), `export` (what network cards
+//! reach); the queue: `packet`, `ring`, `backoff`; the server's side of a worker process: `link`,
+//! `imports`, `watchdog`, `process`, and the devices made of it: `isolated` (kernels on memory that
+//! both see), `remote` and `passage` (a device that only the worker reaches); `platform`; the
+//! worker's side: `worker`, `sandbox`, and what it does: `replay` and `cpu` (loading and calling
+//! kernels), `pace` (letting others have the core), `driven` (driving a device). `gpu` is GPUs, in
+//! the process that drives them. `null` stands in for all of it in tests, `hostile` for a worker in
+//! fuzzers.
 
 mod backoff;
 mod budget;
 pub mod cpu;
 pub mod driven;
+pub mod export;
 pub mod gpu;
 #[cfg(fuzzing)]
 pub mod hostile;
@@ -57,6 +59,7 @@ use std::time::{Duration, Instant};
 pub use budget::{Quota, Whose};
 
 use crate::compile;
+use export::Export;
 use slot::Slot;
 
 /// A place in one device's queue. Fences of one device are ordered; of two devices they have
@@ -480,6 +483,21 @@ pub trait Device {
     /// As for [`Self::share`].
     fn open_shared(&mut self, _from: BorrowedFd<'_>, _bytes: u64) -> Result<Region, DeviceError> {
         Err(cannot_share())
+    }
+
+    /// Begins to make a part of this device's memory known to network cards. `None` where it never
+    /// can be.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::share`].
+    fn export(&mut self, _of: Span<'_>) -> Result<Option<Export>, DeviceError> {
+        Ok(None)
+    }
+
+    /// Has all that is queued later see what network cards have written so far.
+    fn flush(&mut self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     /// How long a copy from that memory may be in one call. A longer one takes several, before each

@@ -64,6 +64,14 @@ pub(super) enum Packet<'a> {
         at: Address,
         bytes: u64,
     },
+    /// A part of a segment is to be reached by network cards. The next descriptor on the socket is
+    /// the end of the channel through which the answer goes.
+    Export {
+        at: Address,
+        bytes: u64,
+    },
+    /// What network cards have written is seen by what comes later.
+    Flush,
     /// The segment is gone.
     Forget {
         segment: u32,
@@ -147,6 +155,8 @@ mod kind {
     pub(super) const ALLOC: u8 = 15;
     pub(super) const COPY: u8 = 1;
     pub(super) const DISCARD: u8 = 2;
+    pub(super) const EXPORT: u8 = 18;
+    pub(super) const FLUSH: u8 = 19;
     pub(super) const FORGET: u8 = 3;
     pub(super) const GRAPH_BUILD: u8 = 4;
     pub(super) const GRAPH_DROP: u8 = 5;
@@ -210,6 +220,11 @@ impl<'a> Packet<'a> {
                 out.extend([at.word(), bytes]);
                 kind::DISCARD
             }
+            Packet::Export { at, bytes } => {
+                out.extend([at.word(), bytes]);
+                kind::EXPORT
+            }
+            Packet::Flush => kind::FLUSH,
             Packet::Forget { segment } => {
                 out.push(u64::from(segment));
                 kind::FORGET
@@ -302,6 +317,8 @@ impl<'a> Packet<'a> {
                 Packet::Copy { to: Address(to), from: Address(from), bytes }
             }
             (kind::DISCARD, &[at, bytes]) => Packet::Discard { at: Address(at), bytes },
+            (kind::EXPORT, &[at, bytes]) => Packet::Export { at: Address(at), bytes },
+            (kind::FLUSH, &[]) => Packet::Flush,
             (kind::FORGET, &[segment]) => Packet::Forget { segment: halves(segment).0 },
             (kind::GRAPH_BUILD, [graph, steps @ ..]) => {
                 Packet::GraphBuild { graph: halves(*graph).0, steps }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::budget::{Account, Charge};
+use super::export::Export;
 use super::isolated::graph_int;
 use super::link::{self, GraphUnits, Kind, Link, WorkerConfig};
 use super::packet::{self, Address, Packet, Step, VARIABLE, int_word};
@@ -48,6 +49,10 @@ pub struct RemoteConfig {
     /// Which of them, by their numbers, share memory that this one's copies reach. It may share its
     /// own with itself.
     pub reaches: Arc<[bool]>,
+    /// Whether network cards are to reach its memory.
+    pub exports: bool,
+    /// Whether it has to be told to look for what they have written.
+    pub is_flushed: bool,
 }
 
 impl RemoteConfig {
@@ -73,6 +78,8 @@ pub struct Remote {
     pub(super) orders: Rc<Orders>,
     /// To devices that it copies from.
     pub(super) windows: Vec<Window>,
+    exports: bool,
+    is_flushed: bool,
     args: Vec<u64>,
 }
 
@@ -117,6 +124,8 @@ impl Remote {
             passage: Heap::scratch(Arc::clone(&config.worker.budget)),
             orders,
             windows: Vec::new(),
+            exports: config.exports,
+            is_flushed: config.exports && config.is_flushed,
             args: Vec::new(),
         })
     }
@@ -303,6 +312,26 @@ impl Device for Remote {
         }
         let (at, from, bytes) = (self.own(&to)?, self.own(&from)?, to.bytes());
         self.link.enqueue(&Packet::Copy { to: at, from, bytes }, copy_units(bytes))
+    }
+
+    fn export(&mut self, of: Span<'_>) -> Result<Option<Export>, DeviceError> {
+        self.ready()?;
+        let at = self.own(&of)?;
+        if !self.exports {
+            return Ok(None);
+        }
+        let (ours, theirs) = link::socket_pair().map_err(link::no_channel)?;
+        let bytes = of.bytes();
+        let fence = self.link.enqueue_with(&Packet::Export { at, bytes }, theirs)?;
+        Ok(Some(Export::through(fence, ours, bytes)))
+    }
+
+    fn flush(&mut self) -> Result<(), DeviceError> {
+        self.ready()?;
+        match self.is_flushed {
+            true => self.link.enqueue(&Packet::Flush, 0).map(drop),
+            false => Ok(()),
+        }
     }
 
     fn copy_bytes_max(&self, from: &Region) -> u64 {

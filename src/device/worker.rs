@@ -220,6 +220,8 @@ impl Worker {
             }
             Packet::Import { segment, bytes, writable } => self.import(segment, bytes, writable),
             Packet::Alloc { .. }
+            | Packet::Export { .. }
+            | Packet::Flush
             | Packet::Indirect { .. }
             | Packet::OpenShared { .. }
             | Packet::Share { .. } => Err(Failure::Packet),
@@ -340,6 +342,16 @@ pub(super) fn receive_segment(socket: BorrowedFd<'_>) -> Result<OwnedFd, Failure
 pub(super) fn receive_shared(channel: BorrowedFd<'_>) -> Option<OwnedFd> {
     match receive(channel, &mut [0], RecvFlags::DONTWAIT) {
         Ok([descriptor, None]) => descriptor,
+        _ => None,
+    }
+}
+
+/// What a worker has sent through a channel for a network card, and where the bytes begin in it.
+/// Nothing that it says is believed here.
+pub(super) fn receive_exported(channel: BorrowedFd<'_>) -> Option<(OwnedFd, u64)> {
+    let mut offset = [0; 8];
+    match receive(channel, &mut offset, RecvFlags::DONTWAIT) {
+        Ok([Some(descriptor), None]) => Some((descriptor, u64::from_ne_bytes(offset))),
         _ => None,
     }
 }

@@ -83,7 +83,16 @@ impl Rig {
             ..self.config.clone()
         };
         let (memory, reaches) = (Arc::clone(&self.memory), Arc::from([true]));
-        RemoteConfig { worker, memory, context_bytes: 1 << 20, ordinal: 0, reaches }
+        let (ordinal, exports, is_flushed) = (0, false, false);
+        RemoteConfig {
+            worker,
+            memory,
+            context_bytes: 1 << 20,
+            ordinal,
+            reaches,
+            exports,
+            is_flushed,
+        }
     }
 
     /// Everything that the devices had is back.

@@ -120,6 +120,9 @@ calls! {
             76 => capability() % 10,
             97 => int(calls::SHARED_BYTES_MAX),
             102 | 103 => c_int::from(gpu.shares()),
+            110 | 124 => c_int::from(gpu.cards()),
+            117 => 1,
+            118 => if gpu.cards_are_flushed() { 0 } else { 100 },
             115 => c_int::from(gpu.has_pools()),
             _ => return wrong(&format!("attribute {attribute} is not known to the fake")),
         };
@@ -310,6 +313,21 @@ calls! {
         gpu, handle: *mut u64, descriptor: *mut c_void, kind: c_int,
     ) {
         give!(handle, gpu.handle_import(descriptor.addr(), kind)?)
+    }
+    Plain fn cuMemGetHandleForAddressRange(
+        gpu, to: *mut c_void, at: u64, bytes: usize, kind: c_int, flags: u64,
+    ) {
+        if flags != 0 {
+            return wrong("flags must be 0");
+        }
+        give!(to.cast::<c_int>(), gpu.range_export(at, bytes as u64, kind)?)
+    }
+    Plain fn cuFlushGPUDirectRDMAWrites(gpu, target: c_int, scope: c_int) {
+        gpu.context()?;
+        if (target, scope) != (0, 100) {
+            return wrong("a flush is of the current context's memory, for its own work");
+        }
+        Ok(())
     }
     Plain fn cuMemAddressReserve(
         gpu, at: *mut u64, bytes: usize, alignment: usize, wanted: u64, flags: u64,

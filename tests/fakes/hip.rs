@@ -278,6 +278,14 @@ calls! {
     ) {
         give!(handle, pointer(gpu.handle_import(descriptor.addr(), kind)?))
     }
+    Plain fn hipMemGetHandleForAddressRange(
+        gpu, to: *mut c_void, at: *mut c_void, bytes: usize, kind: c_int, flags: u64,
+    ) {
+        if flags != 0 {
+            return wrong("flags must be 0");
+        }
+        give!(to.cast::<c_int>(), gpu.range_export(address(at), bytes as u64, kind)?)
+    }
     Plain fn hipMemAddressReserve(
         gpu, at: *mut *mut c_void, bytes: usize, alignment: usize, wanted: *mut c_void, flags: u64,
     ) {

@@ -35,6 +35,7 @@ impl Server {
         let config = CompileConfig { cache_dir: CacheDir::Off, ..CompileConfig::default() };
         let compile = Arc::new(compile::Service::new(config));
         let found = GpuConfig::find(vendor, kernel_time_max, CudaSource::Cuda, compile).unwrap();
+        let found = if exports() { found.exporting() } else { found };
         let fakes = |(name, _): &(OsString, OsString)| name.to_string_lossy().starts_with("FAKE_");
         let more = more.iter().map(|(name, value)| (name.into(), value.into()));
         let passages = Arc::new(Budget::new(1 << 40));

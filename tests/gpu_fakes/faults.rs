@@ -334,13 +334,14 @@ fn failure_of_any_call_leaves_a_session_that_works_or_says_why_it_is_lost() {
     std::thread::scope(|scope| {
         for part in calls.chunks(calls.len().div_ceil(4)) {
             scope.spawn(move || {
-                part.iter().for_each(|(library, call)| fail_at(name, library, call))
+                part.iter().for_each(|(library, call)| fail_at(name, library, call, &[]))
             });
         }
     });
 }
 
-fn fail_at(name: &str, library: &str, call: &str) {
+/// Runs a test with failures of a call of each kind.
+pub(crate) fn fail_at(name: &str, library: &str, call: &str, more: &[(&str, &str)]) {
     for code in CODES {
         // Without a context there is none to lose, and not every call can lack memory.
         let makes = ["Alloc", "Create", "Malloc", "Register", "Load", "Instantiate", "Set"];
@@ -352,13 +353,14 @@ fn fail_at(name: &str, library: &str, call: &str) {
         }
         let fail = format!("{call}:{code}");
         let watch = Watch::new(&[library]);
-        run(name, library, &[("FAKE_GPU_FAIL", &fail)], &watch);
+        let environment = [&[("FAKE_GPU_FAIL", fail.as_str())], more].concat();
+        run(name, library, &environment, &watch);
         let report = watch.report();
         assert!(report.is_empty(), "{library} {fail}:\n{report}");
     }
 }
 
-fn try_everything(vendor: Vendor) {
+pub(crate) fn try_everything(vendor: Vendor) {
     let mut rig = Rig::new(vendor);
     let mut device = rig.open();
     let device = &mut *device;

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
 mod apart;
+mod arena;
 mod basics;
 mod faults;
 mod graphs;

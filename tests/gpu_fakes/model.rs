@@ -40,7 +40,7 @@ const BUFFERS: usize = 6;
 /// Lengths of which copies take the computing stream, streams of their own, the device's thread.
 const LENGTHS: [usize; 3] = [THREADS, 30_000, 100_000];
 
-fn play(vendor: outboard::device::gpu::Vendor, seed: u64) {
+pub(crate) fn play(vendor: outboard::device::gpu::Vendor, seed: u64) {
     let mut rig = Rig::new(vendor);
     let mut device = rig.open();
     let device = &mut *device;

@@ -18,6 +18,13 @@ use crate::support::fakes::Watch;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 const CHILD: &str = "OUTBOARD_TEST_ON_FAKES";
+/// For devices whose memory network cards are to reach, and the fake HIP's version that can.
+pub(crate) const EXPORTS: [(&str, &str); 2] =
+    [("OUTBOARD_TEST_EXPORTS", "1"), ("FAKE_HIP_VERSION", "70253211")];
+
+pub(crate) fn exports() -> bool {
+    std::env::var_os(EXPORTS[0].0).is_some()
+}
 
 /// What the process that made the calls left.
 pub(crate) struct Ran {
@@ -118,6 +125,7 @@ impl Rig {
         let config = CompileConfig { cache_dir: CacheDir::Off, ..CompileConfig::default() };
         let compile = Arc::new(compile::Service::new(config));
         let config = GpuConfig::find(vendor, kernel_time_max, CudaSource::Cuda, compile).unwrap();
+        let config = if exports() { config.exporting() } else { config };
         let staging = Heap::new(Arc::new(Budget::new(1 << 40)));
         Rig { platform: GpuPlatform::new(config), staging }
     }

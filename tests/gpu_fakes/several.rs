@@ -17,7 +17,7 @@ fn transfer(
     from_device.wait(&read).unwrap();
 }
 
-fn there_and_back(vendor: Vendor) {
+pub(crate) fn there_and_back(vendor: Vendor) {
     let mut rig = Rig::new(vendor);
     assert_eq!(rig.platform.device_count(), 2);
     let (mut first, mut second) = (rig.open_at(0), rig.open_at(1));
@@ -60,7 +60,7 @@ fn copies_between_devices_that_do_not_reach_each_other_arrive_in_order() {
     });
 }
 
-fn graph_that_copies(vendor: Vendor) {
+pub(crate) fn graph_that_copies(vendor: Vendor) {
     let mut rig = Rig::new(vendor);
     let (mut first, mut second) = (rig.open_at(0), rig.open_at(1));
     let (first, second) = (&mut *first, &mut *second);

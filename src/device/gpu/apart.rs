@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::clerk::Shared;
 use super::device::GpuDevice;
 use super::driver::Ordinal;
+use super::export;
 use super::loading::Vendor;
 use crate::config::GpuLimits;
 use crate::device::link::WorkerConfig;
@@ -45,6 +46,9 @@ const DRIVERS_VARIABLES: &[&str] = &[
     "ROCR_VISIBLE_DEVICES",
 ];
 
+/// What a worker's last argument says where network cards are to reach its memory.
+const EXPORTS: &str = "--exports";
+
 impl Vendor {
     /// What a worker's argument says.
     fn argument(self) -> &'static str {
@@ -72,7 +76,9 @@ pub(super) fn of_device(
 ) -> RemoteConfig {
     let WorkersConfig { exe, budget, environment } = config.clone();
     let ordinal = shared.ordinal.0.to_string();
-    let arguments = ["worker", vendor.argument(), &ordinal].map(OsString::from).into();
+    let words = ["worker", vendor.argument(), &ordinal].into_iter();
+    let words = words.chain(shared.exports.then_some(EXPORTS));
+    let arguments = words.map(OsString::from).collect();
     let inherited = DRIVERS_VARIABLES.iter().filter_map(|name| {
         let value = std::env::var_os(name)?;
         Some((OsString::from(name), value))
@@ -85,22 +91,25 @@ pub(super) fn of_device(
         context_bytes: GpuLimits::CONTEXT_BYTES.min(memory_bytes / GpuLimits::CONTEXTS_MIN),
         ordinal: usize::try_from(shared.ordinal.0).unwrap_or(usize::MAX),
         reaches,
+        exports: shared.exports,
+        is_flushed: export::is_flushed(&shared.info),
     }
 }
 
-/// The whole life of a worker process that drives one of a vendor's devices.
-pub fn drive(vendor: Vendor, ordinal: i32) -> ! {
-    worker::drive(move || open(vendor, ordinal))
+/// The whole life of a worker process that drives one of a vendor's devices, whose memory network
+/// cards can reach if it `exports` that.
+pub fn drive(vendor: Vendor, ordinal: i32, exports: bool) -> ! {
+    worker::drive(move || open(vendor, ordinal, exports))
 }
 
-fn open(vendor: Vendor, ordinal: i32) -> Result<Box<dyn Device>, DeviceError> {
+fn open(vendor: Vendor, ordinal: i32, exports: bool) -> Result<Box<dyn Device>, DeviceError> {
     let lost = |why: String| DeviceError::Lost { why };
     let driver = super::loaded(vendor).map_err(|absent| lost(absent.to_string()))?.driver;
     let ordinal = Ordinal(ordinal);
     let info = driver.device_info(ordinal).map_err(|code| lost(driver.describe(code)))?;
     // The server keeps the accounts, for all sessions.
     let budget = OnceLock::from(Arc::new(Budget::new(u64::MAX)));
-    let shared = Arc::new(Shared { driver, ordinal, info, budget });
+    let shared = Arc::new(Shared { driver, ordinal, info, budget, exports });
     // The server also keeps the time.
     let device = GpuDevice::open(&shared, Duration::MAX, &Quota::NONE);
     let device = device.map_err(|error| lost(error.to_string()))?;

@@ -20,11 +20,13 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::arena::Arena;
 use super::closing::{self, Remains};
 use super::device::Stop;
 use super::driver::{DeviceInfo, DevicePointer, Driver, EventUse, Kind, LaunchLimits, Ordinal};
 use super::handles::{Context, Done, Event, Function, Module, Pinned, Pool, Stream, Trouble};
 use super::registered::{Ended, Registration};
+use super::store::Store;
 use crate::config::GpuLimits;
 use crate::cores;
 use crate::device::budget::Budget;
@@ -83,7 +85,7 @@ pub(super) struct Opened {
     /// In the order of [`super::queue::Lane`].
     pub(super) streams: [Stream; 3],
     pub(super) bell: Stream,
-    pub(super) pool: Option<Pool>,
+    pub(super) store: Store,
     /// For short uploads.
     pub(super) inbox: Pinned,
     /// For downloads.
@@ -99,6 +101,8 @@ pub(super) struct Shared {
     pub(super) info: DeviceInfo,
     /// The device's memory, as far as it was free when first asked.
     pub(super) budget: OnceLock<Arc<Budget>>,
+    /// Whether network cards are to reach its memory.
+    pub(super) exports: bool,
 }
 
 /// The device's end of the thread.
@@ -278,19 +282,20 @@ fn open(shared: &Shared, context: &Arc<Context>) -> Result<(Opened, Uploader), S
     let info = &shared.info;
     let (free, _) = context.memory_info()?;
     let budget = shared.budget.get_or_init(|| Arc::new(Budget::new(free)));
-    let pool = match info.has_pools {
-        true => match Pool::create(context, GpuLimits::POOL_KEEP_BYTES) {
-            Err(trouble) if shared.driver.kind(trouble.code) == Kind::Unsupported => None,
-            pool => Some(pool?),
+    let store = match (shared.exports, info.has_pools) {
+        (true, _) => Store::Arena(Arena::new(context)),
+        (false, true) => match Pool::create(context, GpuLimits::POOL_KEEP_BYTES) {
+            Err(trouble) if shared.driver.kind(trouble.code) == Kind::Unsupported => Store::Plain,
+            pool => Store::Pool(pool?),
         },
-        false => None,
+        (false, false) => Store::Plain,
     };
     let outbox = (0..GpuLimits::OUT_PIECES_KEPT).map(|_| pinned(GpuLimits::OUT_PIECE_BYTES));
     let opened = Opened {
         context: Arc::clone(context),
         streams: [stream()?, stream()?, stream()?],
         bell: stream()?,
-        pool,
+        store,
         inbox: pinned(GpuLimits::IN_RING_BYTES)?,
         outbox: outbox.collect::<Result<_, _>>()?,
         limits: info.limits,

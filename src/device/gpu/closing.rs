@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use super::clerk::{Lent, Uploader};
 use super::driver::DevicePointer;
-use super::handles::{Context, Event, Pinned, Pool, Stream};
+use super::handles::{Context, Event, Pinned, Stream};
 use super::reading::Reading;
 use super::registered::Ended;
 use super::relay::Relay;
+use super::store::Store;
 
 /// What a device had. Dropped in this order once the work is done.
 pub(super) struct Remains {
@@ -30,7 +31,7 @@ pub(super) struct Remains {
     pub(super) pinned: Vec<Pinned>,
     pub(super) registered: Vec<Ended>,
     pub(super) memory: Vec<DevicePointer>,
-    pub(super) pool: Option<Pool>,
+    pub(super) store: Option<Store>,
     pub(super) streams: Vec<Stream>,
     /// Pinned memory to which other devices write, who have a part in it until they do not.
     pub(super) relayed: Vec<Arc<Lent>>,
@@ -138,13 +139,14 @@ fn wait_until(patience: Duration, mut is_so: impl FnMut() -> bool) -> bool {
 /// Frees the memory behind all work, then all else. What a lost context answers does not matter: it
 /// takes with it what could not be freed.
 fn give_back(context: &Arc<Context>, remains: Remains) {
-    let Remains { left, events, lent, relayed, pinned, registered, memory, pool, streams, .. } =
-        remains;
+    let Remains {
+        left, events, lent, relayed, pinned, registered, memory, mut store, streams, ..
+    } = remains;
     drop((left, events, registered));
     for at in memory {
-        let freed = match (&pool, streams.first()) {
-            (Some(pool), Some(stream)) => pool.free(at, stream),
-            _ => context.free(at),
+        let freed = match (&mut store, streams.first()) {
+            (Some(store), Some(stream)) => store.free(context, at, stream, 0),
+            _ => Ok(()),
         };
         if let Err(trouble) = freed {
             let why = context.driver().describe(trouble.code);
@@ -156,5 +158,5 @@ fn give_back(context: &Arc<Context>, remains: Remains) {
             tracing::debug!(why = context.driver().describe(trouble.code), "stream not settled");
         }
     }
-    drop((lent, relayed, pinned, pool, streams));
+    drop((lent, relayed, pinned, store, streams));
 }

@@ -2,10 +2,11 @@
 //!
 //! Owns: [`Cuda`], which is [`Driver`] by the calls of `libcuda.so.1`, one for one.
 //!
-//! Reading order: `calls` (the calls, looked up, and what their results mean), this file, `start`
-//! (finding the library and starting the driver).
+//! Reading order: `calls` (the calls, looked up, and what their results mean), this file, `cards`
+//! (what network cards reach), `start` (finding the library and starting the driver).
 
 mod calls;
+mod cards;
 mod start;
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -276,6 +277,7 @@ impl Driver for Cuda {
                     device,
                     CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
                 )? != 0,
+            card_access: self.card_access(device)?,
             is_integrated: self.attribute(device, CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0,
         })
     }
@@ -451,10 +453,10 @@ impl Driver for Cuda {
         check(unsafe { (self.calls.cuMemsetD8Async)(at.0, 0, length(bytes)?, raw(stream.0)) })
     }
 
-    fn handle_create(&self, device: Ordinal, bytes: u64) -> Outcome<MemoryHandle> {
+    fn handle_create(&self, device: Ordinal, bytes: u64, for_cards: bool) -> Outcome<MemoryHandle> {
         let flags = sys::CUmemAllocationProp_st__bindgen_ty_1 {
             compressionType: 0,
-            gpuDirectRDMACapable: 0,
+            gpuDirectRDMACapable: u8::from(for_cards),
             usage: 0,
             reserved: [0; 4],
         };
@@ -528,6 +530,15 @@ impl Driver for Cuda {
         };
         // SAFETY: the caller says that this is mapped; one description is read during the call.
         check(unsafe { (self.calls.cuMemSetAccess)(at.0, length(bytes)?, &access, 1) })
+    }
+
+    unsafe fn range_export(&self, at: DevicePointer, bytes: u64) -> Outcome<OwnedFd> {
+        // SAFETY: as the caller says.
+        unsafe { self.export_range(at, bytes) }
+    }
+
+    fn writes_flush(&self) -> Outcome<()> {
+        self.flush_writes()
     }
 
     unsafe fn host_register(&self, at: *mut u8, bytes: usize, read_only: bool) -> Outcome<()> {

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use super::clerk::{Bell, Clerk, Job, Loaded, Opened, Report, Shared};
 use super::closing::Remains;
-use super::driver::{DevicePointer, EventUse, Kind, LaunchLimits};
+use super::driver::{DeviceInfo, DevicePointer, EventUse, Kind, LaunchLimits};
 use super::graph::Recorded;
 use super::handles::{Done, Event, Function, Module, Trouble, meaning};
 use super::launch;
-use super::memory::{Access, Allocation, Dead, Entry, Site, Table, Uses};
+use super::memory::{Allocation, Dead, Entry, Site, Table};
 use super::queue::{Lane, Queue};
 use super::reading::Readings;
 use super::registered::Registered;
@@ -31,11 +31,12 @@ use super::window::Window;
 use crate::config::{DeviceLimits, GpuLimits};
 use crate::cores;
 use crate::device::backoff::{Backoff, Watch};
-use crate::device::budget::{Budget, Charge};
+use crate::device::budget::Budget;
+use crate::device::export::Export;
 use crate::device::shared::Range;
 use crate::device::{
-    Code, Device, DeviceError, Fence, Graph, GraphRun, GraphStep, HostBytes, Launch, Memory,
-    Moment, Point, Program, Quota, Recording, Region, Source, Span, Status,
+    Code, Device, DeviceError, Fence, Graph, GraphRun, GraphStep, HostBytes, Launch, Moment, Point,
+    Program, Quota, Recording, Region, Source, Span, Status,
 };
 
 /// Why a call did not succeed.
@@ -63,7 +64,7 @@ pub(super) struct Parts {
     pub(super) outbox: Outbox,
     budget: Arc<Budget>,
     /// All memory that has not been freed.
-    live: BTreeSet<DevicePointer>,
+    pub(super) live: BTreeSet<DevicePointer>,
 }
 
 /// What is known of a program.
@@ -106,7 +107,7 @@ pub struct GpuDevice {
     /// What goes to the thread once work is done.
     pub(super) retired: VecDeque<(u64, Box<dyn Any + Send>)>,
     /// Memory of devices without pools, to be freed once work is done.
-    retired_memory: VecDeque<(u64, DevicePointer)>,
+    pub(super) retired_memory: VecDeque<(u64, DevicePointer)>,
     pub(super) timers: Timers,
     /// The work for which the doorbell was asked.
     armed: Option<u64>,
@@ -205,6 +206,10 @@ impl GpuDevice {
         self.shared.driver.kind(trouble.code) == Kind::OutOfMemory
     }
 
+    pub(super) fn info(&self) -> &DeviceInfo {
+        &self.shared.info
+    }
+
     pub(super) fn parts(&mut self) -> &mut Parts {
         self.parts.as_mut().expect("calls come after `ready`")
     }
@@ -259,8 +264,8 @@ impl GpuDevice {
     }
 
     fn opened(&mut self, opened: Opened) {
-        let Opened { context, streams, bell, pool, inbox, outbox, limits, budget } = opened;
-        self.site.open(Arc::clone(&context), pool);
+        let Opened { context, streams, bell, store, inbox, outbox, limits, budget } = opened;
+        self.site.open(Arc::clone(&context), store);
         self.queue.open(context, streams, bell);
         let (inbox, outbox) = (Inbox::new(inbox), Outbox::new(outbox));
         let budget = self.quota.of(&budget);
@@ -337,32 +342,6 @@ impl GpuDevice {
         self.retire();
     }
 
-    /// Frees memory behind the work that uses it.
-    fn free(&mut self, at: DevicePointer, uses: &Uses) -> Result<(), Stop> {
-        if let Some(window) = self.windows.remove(&at) {
-            self.retired.push_back((self.queue.last(), Box::new(window)));
-            return Ok(());
-        }
-        if uses.is_relayed() {
-            self.wait_for_relays()?;
-        }
-        let pooled = self.site.reach(|reach| reach.pool.is_some()).unwrap_or_default();
-        if !pooled {
-            self.retired_memory.push_back((self.queue.last(), at));
-            return Ok(());
-        }
-        self.queue.begin(Lane::Compute)?;
-        uses.order(&mut self.queue, Lane::Compute, Access::Write)?;
-        let stream = self.queue.stream(Lane::Compute);
-        let freed = self.site.reach(|reach| match &reach.pool {
-            Some(pool) => pool.free(at, stream),
-            None => Ok(()),
-        });
-        // It is never freed twice: a free may fail for what other work did, and be done.
-        self.parts().live.remove(&at);
-        Ok(freed.unwrap_or(Ok(()))?)
-    }
-
     /// Lets go of what the queue is past.
     fn retire(&mut self) {
         let completed = self.queue.completed();
@@ -382,6 +361,7 @@ impl GpuDevice {
                 return;
             }
         }
+        self.trim();
         let Some(parts) = &mut self.parts else { return };
         for memory in parts.inbox.look(&self.queue) {
             self.clerk.send(Job::Drop(Box::new(memory)));
@@ -424,7 +404,7 @@ impl GpuDevice {
             pinned: Vec::new(),
             registered: self.registered.close(),
             memory: Vec::new(),
-            pool: None,
+            store: None,
             streams,
             relayed: Vec::new(),
             writers: Vec::new(),
@@ -436,7 +416,7 @@ impl GpuDevice {
         };
         if let Some(reach) = reach {
             remains.events.extend(reach.events);
-            remains.pool = reach.pool;
+            remains.store = Some(reach.store);
             remains.take_relays(reach.relays);
             remains.readers = reach.readers;
         }
@@ -455,38 +435,6 @@ impl GpuDevice {
         self.clerk.send(Job::Close(Box::new(remains)));
         self.clerk.deafen();
         self.bell.end();
-    }
-
-    /// Memory that reads as zero to whatever is queued later.
-    fn allocate(&mut self, bytes: u64) -> Result<Region, Stop> {
-        let whole = bytes.max(1).next_multiple_of(GpuLimits::UNIT_BYTES);
-        let charge = Charge::new(&self.parts().budget, whole)?;
-        self.queue.begin(Lane::Compute)?;
-        let stream = self.queue.stream(Lane::Compute);
-        let context = self.queue.context();
-        let allocated = self.site.reach(|reach| match &reach.pool {
-            Some(pool) => pool.alloc(whole, stream),
-            None => context.alloc(whole),
-        });
-        let at = match allocated.expect("calls come after `ready`") {
-            Err(trouble) if self.is_out_of_memory(trouble) => return Err(self.no_room(whole)),
-            allocated => allocated?,
-        };
-        self.parts().live.insert(at);
-        let allocation = Allocation::new(at, bytes, &self.site, charge);
-        // A part of the pool that was this session's before is zeroed too: nobody knows which.
-        self.queue.stream(Lane::Compute).zero(at, whole)?;
-        let number = self.queue.push(Lane::Compute, 1);
-        allocation.uses.note(Lane::Compute, Access::Write, number);
-        Ok(Region(Memory::Gpu(Rc::new(allocation))))
-    }
-
-    /// The driver has no memory, though the budget has.
-    fn no_room(&mut self, asked: u64) -> Stop {
-        match self.queue.context().memory_info() {
-            Ok((free, limit)) => DeviceError::OutOfMemory { asked, free, limit }.into(),
-            Err(trouble) => trouble.into(),
-        }
     }
 
     /// A region of this device's own.
@@ -653,6 +601,18 @@ impl Device for GpuDevice {
         self.ready()?;
         let fence = self.launch_one(launch);
         self.settle(fence)
+    }
+
+    fn export(&mut self, of: Span<'_>) -> Result<Option<Export>, DeviceError> {
+        self.ready()?;
+        let memory = self.export_span(&of);
+        let memory = self.settle(memory)?;
+        Ok(memory.map(|memory| Export::here(Fence(0), memory)))
+    }
+
+    fn flush(&mut self) -> Result<(), DeviceError> {
+        self.ready()?;
+        self.flush_writes()
     }
 
     fn share(&mut self, bytes: u64) -> Result<(Region, OwnedFd), DeviceError> {

@@ -112,8 +112,19 @@ pub(super) struct DeviceInfo {
     pub(super) has_pools: bool,
     /// Whether its memory can be made reachable for other processes by file descriptors.
     pub(super) has_shareable_memory: bool,
+    /// Whether and how network cards can reach its memory.
+    pub(super) card_access: Option<CardAccess>,
     /// Whether the device is a host-visible one whose memory is the host's (an APU).
     pub(super) is_integrated: bool,
+}
+
+/// How network cards reach a device's memory by descriptors (`dmabuf`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CardAccess {
+    /// Work of the device that begins after a card's write sees what was written.
+    Ordered,
+    /// It does after [`Driver::writes_flush`].
+    Flushed,
 }
 
 /// What a launch may ask for.
@@ -216,8 +227,8 @@ pub(super) trait Driver: Send + Sync {
 
     /// Memory of a device without an address, for which other processes may have handles too. It
     /// lives as long as any process has a handle or a mapping of it. `bytes` is a multiple of the
-    /// driver's granularity.
-    fn handle_create(&self, device: Ordinal, bytes: u64) -> Outcome<MemoryHandle>;
+    /// driver's granularity. Of memory `for_cards` network cards can be told.
+    fn handle_create(&self, device: Ordinal, bytes: u64, for_cards: bool) -> Outcome<MemoryHandle>;
     /// Gives up a handle. What is mapped stays.
     unsafe fn handle_release(&self, handle: MemoryHandle) -> Outcome<()>;
     /// A descriptor by which another process can import the memory.
@@ -234,6 +245,12 @@ pub(super) trait Driver: Send + Sync {
     unsafe fn handle_unmap(&self, at: DevicePointer, bytes: u64) -> Outcome<()>;
     /// Lets a device read and write what is mapped.
     unsafe fn mapping_allow(&self, at: DevicePointer, bytes: u64, device: Ordinal) -> Outcome<()>;
+
+    /// A descriptor of mapped memory for network cards, which keeps that memory. Both numbers are
+    /// multiples of the host's page.
+    unsafe fn range_export(&self, at: DevicePointer, bytes: u64) -> Outcome<OwnedFd>;
+    /// Has the current context's work see what network cards have written. Waits for that.
+    fn writes_flush(&self) -> Outcome<()>;
 
     /// Pins memory that is there already, for all contexts. What the process cannot write is
     /// `read_only`.

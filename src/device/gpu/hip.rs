@@ -272,6 +272,7 @@ impl Driver for Hip {
             limits: self.limits(device)?,
             has_pools: self.attribute(device, hip::hipDeviceAttributeMemoryPoolsSupported)? != 0,
             has_shareable_memory: self.shares_memory(device)?,
+            card_access: self.card_access(device)?,
             is_integrated: self.attribute(device, hip::hipDeviceAttributeIntegrated)? != 0,
         })
     }
@@ -432,8 +433,8 @@ impl Driver for Hip {
         check(unsafe { (self.calls.hipMemsetAsync)(at, 0, bytes, stream) })
     }
 
-    fn handle_create(&self, device: Ordinal, bytes: u64) -> Outcome<MemoryHandle> {
-        self.create_handle(device, bytes)
+    fn handle_create(&self, device: Ordinal, bytes: u64, for_cards: bool) -> Outcome<MemoryHandle> {
+        self.create_handle(device, bytes, for_cards)
     }
 
     unsafe fn handle_release(&self, handle: MemoryHandle) -> Outcome<()> {
@@ -480,6 +481,16 @@ impl Driver for Hip {
         let (at, bytes) = (place(at)?, length(bytes)?);
         // SAFETY: the caller says that this is mapped; one description is read during the call.
         check(unsafe { (self.calls.hipMemSetAccess)(at, bytes, &access, 1) })
+    }
+
+    unsafe fn range_export(&self, at: DevicePointer, bytes: u64) -> Outcome<OwnedFd> {
+        // SAFETY: as the caller says.
+        unsafe { self.export_range(at, bytes) }
+    }
+
+    /// A kernel's beginning has the device look at memory that others have written.
+    fn writes_flush(&self) -> Outcome<()> {
+        Ok(())
     }
 
     unsafe fn host_register(&self, at: *mut u8, bytes: usize, read_only: bool) -> Outcome<()> {

@@ -13,10 +13,11 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use super::driver::DevicePointer;
-use super::handles::{Context, Done, Event, Pool};
+use super::handles::{Context, Done, Event};
 use super::queue::{Lane, Queue, STREAMS};
 use super::reading::Reading;
 use super::relay::Relay;
+use super::store::Store;
 use crate::device::budget::Charge;
 
 /// How far each stream has work that touches a piece of memory.
@@ -118,7 +119,7 @@ pub(super) struct Site {
 /// What other devices need of an open one.
 pub(super) struct Reach {
     pub(super) context: Arc<Context>,
-    pub(super) pool: Option<Pool>,
+    pub(super) store: Store,
     /// Contexts whose copies reach this one's memory, by their serials.
     pub(super) allowed: Vec<u64>,
     /// Events of signals that nobody waits for any more.
@@ -130,10 +131,10 @@ pub(super) struct Reach {
 }
 
 impl Site {
-    pub(super) fn open(&self, context: Arc<Context>, pool: Option<Pool>) {
+    pub(super) fn open(&self, context: Arc<Context>, store: Store) {
         let (allowed, events) = (Vec::new(), Vec::new());
         let (relays, readers) = (Vec::new(), Vec::new());
-        *self.open.borrow_mut() = Some(Reach { context, pool, allowed, events, relays, readers });
+        *self.open.borrow_mut() = Some(Reach { context, store, allowed, events, relays, readers });
     }
 
     /// The device is gone. Nobody looks any more for what is dropped.

@@ -19,15 +19,19 @@
 //! Reading order: `driver` (the table of calls), `loading` (finding the libraries), `cuda` and
 //! `hip` (the tables), `renderer` (what clients are told); `handles` (owned, safe), `clerk` (the
 //! thread) and `closing` (its last work); `queue` (streams, order, completion), `memory`,
-//! `staging`, `registered`, `launch`, `watch`, `signal`; `device`, `transfer`, `relay`, `window`,
-//! `graph`; `apart` (in processes of their own); [`GpuPlatform`].
+//! `blocks`, `arena`, `store` (where memory comes from), `staging`, `registered`, `launch`,
+//! `watch`, `signal`; `device`, `transfer`, `relay`, `window`, `export`, `graph`; `apart` (in
+//! processes of their own); [`GpuPlatform`].
 
 mod apart;
+mod arena;
+mod blocks;
 mod clerk;
 mod closing;
 mod cuda;
 mod device;
 mod driver;
+mod export;
 mod graph;
 mod handles;
 mod hip;
@@ -42,6 +46,7 @@ mod relay;
 mod renderer;
 mod signal;
 mod staging;
+mod store;
 #[cfg(test)]
 mod tables;
 mod transfer;
@@ -57,6 +62,8 @@ pub use platform::{GpuConfig, GpuPlatform};
 pub use renderer::CudaSource;
 pub(super) use signal::Signal;
 
+use super::export::CardMemory;
+
 /// What is there of a vendor's, in words: the driver, then a line for each device.
 ///
 /// # Errors
@@ -64,6 +71,17 @@ pub(super) use signal::Signal;
 /// Says why its devices cannot be used.
 pub fn describe(vendor: Vendor) -> Result<Vec<String>, &'static Absent> {
     loaded(vendor).map(loading::describe)
+}
+
+/// Some memory of each of a vendor's devices, for a try whether a network card can be told of it,
+/// or why none ever can.
+///
+/// # Errors
+///
+/// Says why the devices cannot be used.
+pub fn samples(vendor: Vendor) -> Result<Vec<Result<CardMemory, String>>, &'static Absent> {
+    let loaded = loaded(vendor)?;
+    Ok((0..loaded.devices).map(|ordinal| export::sample(loaded.driver, ordinal)).collect())
 }
 
 fn loaded(vendor: Vendor) -> Result<&'static loading::Loaded, &'static Absent> {

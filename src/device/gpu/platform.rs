@@ -10,6 +10,7 @@ use super::apart::{self, WorkersConfig};
 use super::clerk::Shared;
 use super::device::GpuDevice;
 use super::driver::Ordinal;
+use super::export;
 use super::loading::{Absent, Vendor};
 use super::renderer::{self, CudaSource};
 use crate::compile::{self, Kind, Target};
@@ -77,13 +78,24 @@ impl GpuConfig {
                 Vendor::Amd => Target::Hip { arch },
                 Vendor::Nvidia => Target::Cuda { arch },
             };
-            let shared = Shared { driver, ordinal, info, budget: OnceLock::new() };
+            let (budget, exports) = (OnceLock::new(), false);
+            let shared = Shared { driver, ordinal, info, budget, exports };
             let node = node_of(&shared.info.pci);
             Ok(Found { shared: Arc::new(shared), target, renderer, node })
         };
         let devices = (0..loaded.devices).map(device).collect::<Result<_, String>>()?;
         let (name, workers) = (driver.name(), None);
         Ok(GpuConfig { kernel_time_max, compile, devices, vendor, name, workers })
+    }
+
+    /// From now on network cards can be told of the memory of devices. To be said before anything
+    /// is opened or [`Self::apart`].
+    #[must_use]
+    pub fn exporting(mut self) -> GpuConfig {
+        for device in &mut self.devices {
+            device.shared = export::exporting(&device.shared);
+        }
+        self
     }
 
     /// From now on each session has a process of its own.

@@ -226,6 +226,7 @@ fn every_call(driver: &'static dyn Driver, image: &[u8]) {
     let session = Session::new(driver, Ordinal(0));
     memory(&session);
     shared_memory(&session);
+    card_memory(&session);
     events_and_host_functions(&session);
     refused_images(driver);
     let module = driver.module_load(image).expect("the image is for this device");
@@ -282,7 +283,7 @@ fn shared_memory(session: &Session) {
     if !driver.device_info(device).expect("a device").has_shareable_memory {
         return;
     }
-    let made = driver.handle_create(device, BYTES).expect("memory");
+    let made = driver.handle_create(device, BYTES, false).expect("memory");
     let descriptor = call!(driver.handle_export(made));
     let imported = driver.handle_import(descriptor.as_fd()).expect("the descriptor's memory");
     drop(descriptor);
@@ -303,6 +304,27 @@ fn shared_memory(session: &Session) {
     let none = tempfile::tempfile().expect("a temporary file");
     let refused = driver.handle_import(none.as_fd()).map_err(|code| driver.kind(code));
     assert!(refused.is_err(), "a file is no memory of a device");
+}
+
+/// Memory of which network cards can be told, where that is so.
+fn card_memory(session: &Session) {
+    const BYTES: u64 = 2 << 20;
+    let (driver, device) = (session.driver, Ordinal(0));
+    if driver.device_info(device).expect("a device").card_access.is_none() {
+        return;
+    }
+    let handle = driver.handle_create(device, BYTES, true).expect("memory");
+    let at = driver.addresses_reserve(BYTES).expect("addresses");
+    call!(driver.handle_map(at, BYTES, handle));
+    call!(driver.mapping_allow(at, BYTES, device));
+    call!(driver.handle_release(handle));
+    session.write(DevicePointer(at.0 + 4096), &(0..COUNT).collect::<Vec<_>>());
+    let descriptor = call!(driver.range_export(DevicePointer(at.0 + 4096), 8192));
+    driver.writes_flush().expect("what nobody has written is there");
+    call!(driver.handle_unmap(at, BYTES));
+    call!(driver.addresses_free(at, BYTES));
+    let flags = rustix::io::fcntl_getfd(&descriptor).expect("it outlives the mapping");
+    assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "no child is to have it");
 }
 
 /// Says that the stream was here.

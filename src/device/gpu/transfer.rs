@@ -152,24 +152,23 @@ impl GpuDevice {
         from: DevicePointer,
         bytes: u64,
     ) -> Result<(), Stop> {
-        let stream = self.queue.stream(Lane::Compute);
+        let (stream, last) = (self.queue.stream(Lane::Compute), self.queue.last());
+        let context = self.queue.context();
         if to.0.abs_diff(from.0) >= bytes {
             return Ok(stream.copy(to, from, bytes)?);
         }
-        let pooled = self.site.reach(|reach| {
-            let Some(pool) = &reach.pool else { return Ok(None) };
-            pool.alloc(bytes, stream).map(Some)
+        let taken = self.site.reach(|reach| match reach.store.is_ordered() {
+            true => reach.store.alloc(context, bytes, stream).map(Some),
+            false => Ok(None),
         });
-        let Some(between) = pooled.unwrap_or(Ok(None))? else {
+        let Some(between) = taken.unwrap_or(Ok(None))? else {
             // Forwards or backwards, in steps in which the two do not overlap.
             return self.copy_in_steps(to, from, bytes);
         };
         let copied =
             stream.copy(between, from, bytes).and_then(|()| stream.copy(to, between, bytes));
-        let freed = self.site.reach(|reach| match &reach.pool {
-            Some(pool) => pool.free(between, stream),
-            None => Ok(()),
-        });
+        // What follows it in the queue is what this is a part of.
+        let freed = self.site.reach(|reach| reach.store.free(context, between, stream, last + 1));
         copied?;
         Ok(freed.unwrap_or(Ok(()))?)
     }
@@ -251,9 +250,7 @@ impl GpuDevice {
         }
         ours.enable_peer(&theirs)?;
         let allowed = source.site.reach(|reach| {
-            if let Some(pool) = &reach.pool {
-                pool.allow(device)?;
-            }
+            reach.store.allow(device)?;
             reach.allowed.push(serial);
             Ok::<(), Trouble>(())
         });

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::device::{GpuDevice, Stop};
-use super::driver::{DevicePointer, MemoryHandle};
+use super::driver::{DevicePointer, MemoryHandle, Ordinal};
 use super::handles::{Context, Done};
 use super::memory::{Access, Allocation};
 use super::queue::Lane;
@@ -38,9 +38,22 @@ pub(super) struct Window {
 impl Window {
     /// Memory of the context's device. `bytes` is a multiple of the driver's granularity.
     fn create(context: &Arc<Context>, bytes: u64) -> Done<Window> {
+        Window::make(context, bytes, "memory to share", false)
+    }
+
+    /// The same, of which network cards can be told.
+    pub(super) fn create_for_cards(context: &Arc<Context>, bytes: u64) -> Done<Window> {
+        Window::make(context, bytes, "allocation", true)
+    }
+
+    fn make(
+        context: &Arc<Context>,
+        bytes: u64,
+        what: &'static str,
+        for_cards: bool,
+    ) -> Done<Window> {
         let device = context.device();
-        let what = "memory to share";
-        let handle = context.call(what, |driver| driver.handle_create(device, bytes))?;
+        let handle = context.call(what, |driver| driver.handle_create(device, bytes, for_cards))?;
         Window::map(context, handle, bytes)
     }
 
@@ -52,7 +65,7 @@ impl Window {
     }
 
     fn map(context: &Arc<Context>, handle: MemoryHandle, bytes: u64) -> Done<Window> {
-        let (context, device) = (Arc::clone(context), context.device());
+        let context = Arc::clone(context);
         let mut window = Window { context, handle, bytes, at: None, is_mapped: false };
         let what = "mapping";
         let at = window.context.call(what, |driver| driver.addresses_reserve(bytes))?;
@@ -60,12 +73,22 @@ impl Window {
         // SAFETY: the handle is alive, and the addresses were just reserved.
         window.context.call(what, |driver| unsafe { driver.handle_map(at, bytes, handle) })?;
         window.is_mapped = true;
-        // SAFETY: just mapped.
-        window.context.call(what, |driver| unsafe { driver.mapping_allow(at, bytes, device) })?;
+        window.allow(window.context.device())?;
         Ok(window)
     }
 
-    fn at(&self) -> DevicePointer {
+    /// Lets a device's work reach it.
+    pub(super) fn allow(&self, device: Ordinal) -> Done<()> {
+        let (at, bytes) = (self.at(), self.bytes);
+        // SAFETY: a whole window is mapped.
+        self.context.call("mapping", |driver| unsafe { driver.mapping_allow(at, bytes, device) })
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn at(&self) -> DevicePointer {
         self.at.expect("a whole window has addresses")
     }
 
@@ -101,7 +124,7 @@ impl Drop for Window {
 
 /// What a window that cannot be had means. It loses no session: no work is asked for, and what
 /// else may be wrong is found by the next look at the streams.
-fn refusal(context: &Context, trouble: super::handles::Trouble) -> DeviceError {
+pub(super) fn refusal(context: &Context, trouble: super::handles::Trouble) -> DeviceError {
     let why = format!("{}: {}", trouble.what, context.driver().describe(trouble.code));
     DeviceError::Failed { what: "shared memory", why }
 }

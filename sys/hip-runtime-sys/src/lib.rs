@@ -36,6 +36,7 @@ pub type hipMemAllocationHandleType = c_uint;
 pub type hipMemAllocationType = c_uint;
 pub type hipMemLocationType = c_uint;
 pub type hipMemPoolAttr = c_uint;
+pub type hipMemRangeHandleType = c_uint;
 
 macro_rules! opaque {
     ($($handle:ident = $object:ident),* $(,)?) => {$(
@@ -116,6 +117,7 @@ pub const hipMemHandleTypeNone: hipMemAllocationHandleType = 0;
 pub const hipMemHandleTypePosixFileDescriptor: hipMemAllocationHandleType = 1;
 pub const hipMemLocationTypeDevice: hipMemLocationType = 1;
 pub const hipMemPoolAttrReleaseThreshold: hipMemPoolAttr = 4;
+pub const hipMemRangeHandleTypeDmaBufFd: hipMemRangeHandleType = 1;
 pub const hipMemcpyDeviceToDevice: hipMemcpyKind = 3;
 
 /// Marks, in a launch's `extra`, that the packed arguments follow, their size, and the end. In the
@@ -208,6 +210,15 @@ pub struct hipMemPoolProps {
 /// Writes the device properties of its version to the first argument.
 pub type DeviceProperties = unsafe extern "C" fn(*mut PropertiesRoom, c_int) -> hipError_t;
 
+/// Writes a handle, for descriptors an integer, to where the first argument points.
+pub type HandleForAddressRange = unsafe extern "C" fn(
+    *mut c_void,
+    hipDeviceptr_t,
+    usize,
+    hipMemRangeHandleType,
+    c_ulonglong,
+) -> hipError_t;
+
 /// A call that a library lacks: it is too old, or another library altogether.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Missing(pub &'static str);
@@ -220,6 +231,8 @@ macro_rules! calls {
             $(pub $name: unsafe extern "C" fn($($argument),*) -> $result,)*
             /// The call that writes device properties and the place of `gcnArchName` in them.
             pub properties: (DeviceProperties, usize),
+            /// Runtimes from 7.0 on have it.
+            pub hipMemGetHandleForAddressRange: Option<HandleForAddressRange>,
         }
 
         impl Runtime {
@@ -242,6 +255,11 @@ macro_rules! calls {
                     $($name: unsafe { symbol(library, stringify!($name)) }?,)*
                     // SAFETY: as above.
                     properties: unsafe { properties(library) }?,
+                    // SAFETY: as above.
+                    hipMemGetHandleForAddressRange: unsafe {
+                        symbol(library, "hipMemGetHandleForAddressRange")
+                    }
+                    .ok(),
                 })
             }
         }

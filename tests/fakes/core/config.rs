@@ -49,6 +49,10 @@ pub(super) struct Config {
     pub(super) pools: bool,
     /// Memory can be shared with other processes.
     pub(super) shares: bool,
+    /// Network cards reach the devices' memory.
+    pub(super) cards: bool,
+    /// What they write is seen after a flush only.
+    pub(super) flushes: bool,
     pub(super) integrated: bool,
     pub(super) hang_blocks: bool,
     /// Where real kernels are compiled to, if they are.
@@ -124,6 +128,8 @@ impl Config {
             races: flag("RACES", true),
             pools: flag("POOLS", true),
             shares: flag("SHARES", true),
+            cards: flag("CARDS", true),
+            flushes: flag("FLUSHES", false),
             integrated: flag("INTEGRATED", false),
             hang_blocks: flag("HANG_BLOCKS", false),
             native: text("NATIVE").map(PathBuf::from),

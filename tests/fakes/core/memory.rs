@@ -7,6 +7,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{c_int, c_void};
+use std::os::fd::OwnedFd;
 
 use super::clock::{History, Touch};
 use super::files::report;
@@ -128,6 +129,8 @@ pub(super) struct Allocation {
     pub(super) pool: Option<u64>,
     /// Of what is mapped from a handle: the devices that may use it.
     pub(super) allowed: Option<HashSet<usize>>,
+    /// And the file that is mapped, where network cards may be told of it.
+    pub(super) file: Option<OwnedFd>,
     pub(super) context: u64,
     /// The stream has reached the allocation.
     pub(super) is_live: bool,
@@ -243,9 +246,19 @@ impl Memory {
         let store = if self.is_direct { Bytes::at(at, bytes) } else { Bytes::new(bytes) };
         let store = store.ok_or(code::OUT_OF_MEMORY)?;
         self.take(device, bytes);
-        let (allowed, is_freed, history) = (None, false, History::default());
-        let allocation =
-            Allocation { store, bytes, device, pool, allowed, context, is_live, is_freed, history };
+        let (is_freed, history) = (false, History::default());
+        let allocation = Allocation {
+            store,
+            bytes,
+            device,
+            pool,
+            allowed: None,
+            file: None,
+            context,
+            is_live,
+            is_freed,
+            history,
+        };
         self.live.insert(at, allocation);
         Ok(at)
     }
@@ -275,11 +288,20 @@ impl Memory {
     }
 
     /// Bytes that are counted elsewhere appear at addresses that nothing has.
-    pub(super) fn map(&mut self, Spot { at, bytes, device }: Spot, store: Bytes) {
-        let (history, allowed) = (History::default(), Some(HashSet::new()));
-        let (pool, context, is_live, is_freed) = (None, 0, true, false);
-        let mapping =
-            Allocation { store, bytes, device, pool, allowed, context, is_live, is_freed, history };
+    pub(super) fn map(&mut self, spot: Spot, store: Bytes, file: Option<OwnedFd>) {
+        let Spot { at, bytes, device } = spot;
+        let mapping = Allocation {
+            store,
+            bytes,
+            device,
+            pool: None,
+            allowed: Some(HashSet::new()),
+            file,
+            context: 0,
+            is_live: true,
+            is_freed: false,
+            history: History::default(),
+        };
         self.live.insert(at, mapping);
     }
 

@@ -97,7 +97,7 @@ impl State {
     }
 
     /// The current context, which is not lost.
-    pub(super) fn context(&self) -> Outcome<u64> {
+    pub(crate) fn context(&self) -> Outcome<u64> {
         let context = self.current()?;
         match self.contexts.get(context)?.error {
             Some(fault) => Err(fault),

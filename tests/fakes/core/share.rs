@@ -8,11 +8,12 @@
 use std::collections::HashSet;
 use std::ffi::{c_char, c_int, c_uint};
 use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use super::calls::{AccessDescription, DEVICE_LOCATION, Location, wrong};
 use super::files::report;
-use super::memory::{Bytes, Spot};
+use super::memory::{Bytes, Memory, Spot};
 use super::{Outcome, State, code, size};
 
 unsafe extern "C" {
@@ -22,6 +23,9 @@ unsafe extern "C" {
 const CLOSE_ON_EXEC: c_uint = 1;
 /// By descriptors.
 pub(crate) const POSIX_DESCRIPTOR: c_int = 1;
+/// For network cards.
+const CARD_DESCRIPTOR: c_int = 1;
+const PAGE: u64 = 4096;
 /// What memory and addresses come in multiples of.
 const GRANULARITY: u64 = 2 << 20;
 /// What the names of the files begin with.
@@ -34,6 +38,9 @@ pub(crate) struct MemoryProperties {
     allocation: c_int,
     handles: c_int,
     location: Location,
+    metadata: usize,
+    compression: u8,
+    for_cards: u8,
 }
 
 /// What a handle stands for.
@@ -42,6 +49,7 @@ pub(super) struct Physical {
     file: OwnedFd,
     bytes: u64,
     device: usize,
+    for_cards: bool,
 }
 
 fn is_multiple(bytes: u64) -> bool {
@@ -84,7 +92,8 @@ impl State {
         // What was there before is not nothing.
         drop(Bytes::of_file(&file, bytes, None).and_then(Bytes::filled));
         self.memory.take(device, bytes);
-        Ok(self.handles.add(Physical { file, bytes, device }))
+        let for_cards = properties.for_cards != 0;
+        Ok(self.handles.add(Physical { file, bytes, device, for_cards }))
     }
 
     pub(crate) fn handle_release(&mut self, handle: u64) -> Outcome<()> {
@@ -123,7 +132,7 @@ impl State {
         let file = file.map_err(|_| code::OUT_OF_MEMORY)?;
         // It was counted where it was made, and is counted there twice if that is here too.
         self.memory.take(device, bytes);
-        Ok(self.handles.add(Physical { file, bytes, device }))
+        Ok(self.handles.add(Physical { file, bytes, device, for_cards: false }))
     }
 
     pub(crate) fn addresses_reserve(&mut self, bytes: u64, alignment: usize) -> Outcome<u64> {
@@ -165,9 +174,10 @@ impl State {
             return Err(code::INVALID_VALUE);
         }
         let direct = self.memory.is_direct().then_some(at);
-        let file = &self.handles.get(handle)?.file;
+        let Physical { file, for_cards, .. } = self.handles.get(handle)?;
         let store = Bytes::of_file(file, bytes, direct).ok_or(code::OUT_OF_MEMORY)?;
-        self.memory.map(Spot { at, bytes, device }, store);
+        let file = for_cards.then(|| file.try_clone().map_err(|_| code::OUT_OF_MEMORY));
+        self.memory.map(Spot { at, bytes, device }, store, file.transpose()?);
         Ok(())
     }
 
@@ -211,6 +221,44 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// A descriptor for network cards: the file once more, whose position says which of its pages
+    /// are meant.
+    pub(crate) fn range_export(&mut self, at: u64, bytes: u64, kind: c_int) -> Outcome<c_int> {
+        self.context()?;
+        if kind != CARD_DESCRIPTOR {
+            return wrong("a range is exported as another kind than descriptors");
+        }
+        if !self.config.cards {
+            return Err(code::NOT_SUPPORTED);
+        }
+        if bytes == 0 || !at.is_multiple_of(PAGE) || !bytes.is_multiple_of(PAGE) {
+            return wrong(&format!("{bytes} bytes at {at:#x} are no whole pages"));
+        }
+        let (start, allocation) = match self.memory.find(at, bytes) {
+            Ok(found) => found,
+            Err(miss) => return Err(Memory::explain(miss, "export", at, bytes)),
+        };
+        let Some(file) = &allocation.file else {
+            return wrong(&format!("memory at {at:#x} was not made for network cards"));
+        };
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let again = File::options().read(true).write(true).open(path);
+        let mut again = again.map_err(|_| code::OUT_OF_MEMORY)?;
+        let place = ((at - start) / PAGE) << 32 | bytes / PAGE;
+        again.seek(SeekFrom::Start(place)).map_err(|_| code::OUT_OF_MEMORY)?;
+        Ok(again.into_raw_fd())
+    }
+
+    /// Whether network cards reach the memory of devices.
+    pub(crate) fn cards(&self) -> bool {
+        self.config.cards
+    }
+
+    /// Whether devices see what cards have written only when they are told to look.
+    pub(crate) fn cards_are_flushed(&self) -> bool {
+        self.config.flushes
     }
 
     pub(crate) fn shares(&self) -> bool {

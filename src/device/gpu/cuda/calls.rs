@@ -125,6 +125,10 @@ calls! {
         cuEventElapsedTime as cuEventElapsedTime_v2(*mut f32, sys::CUevent, sys::CUevent);
         cuEventQuery(sys::CUevent);
         cuEventRecord(sys::CUevent, sys::CUstream);
+        cuFlushGPUDirectRDMAWrites(
+            sys::CUflushGPUDirectRDMAWritesTarget,
+            sys::CUflushGPUDirectRDMAWritesScope,
+        );
         cuFuncGetAttribute(*mut c_int, sys::CUfunction_attribute, sys::CUfunction);
             cuGraphAddKernelNode_v2(
             *mut sys::CUgraphNode,
@@ -190,6 +194,13 @@ calls! {
         );
         cuMemFreeAsync(sys::CUdeviceptr, sys::CUstream);
         cuMemFree_v2(sys::CUdeviceptr);
+        cuMemGetHandleForAddressRange(
+            *mut c_void,
+            sys::CUdeviceptr,
+            usize,
+            sys::CUmemRangeHandleType,
+            c_ulonglong,
+        );
         cuMemGetInfo_v2(*mut usize, *mut usize);
         cuMemHostRegister_v2(*mut c_void, usize, c_uint);
         cuMemHostUnregister(*mut c_void);

@@ -1,6 +1,7 @@
 //! HIP's handles of memory that other processes may have too.
 //!
-//! Owns: from which version on they are used, and how a descriptor is handed over.
+//! Owns: from which version on they are used, and how a descriptor is handed over, to processes and
+//! to network cards.
 
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -8,8 +9,8 @@ use std::ptr;
 
 use hip_sys::hiprt as hip;
 
-use super::{Hip, check, handle, length, location, raw};
-use crate::device::gpu::driver::{Code, MemoryHandle, Ordinal, Outcome};
+use super::{Hip, check, handle, length, location, place, raw};
+use crate::device::gpu::driver::{CardAccess, Code, DevicePointer, MemoryHandle, Ordinal, Outcome};
 
 /// HIP 7.2. The runtime's own tests hand a descriptor over as a number, as CUDA has it, from here
 /// on. Some runtimes before take its address, and one that takes the other for it crashes.
@@ -23,9 +24,23 @@ impl Hip {
         Ok(self.version >= VERSION_MIN && self.attribute(device, attribute)? != 0)
     }
 
-    pub(super) fn create_handle(&self, device: Ordinal, bytes: u64) -> Outcome<MemoryHandle> {
-        let flags =
-            hip::hipMemAllocationFlags { compressionType: 0, gpuDirectRDMACapable: 0, usage: 0 };
+    pub(super) fn card_access(&self, device: Ordinal) -> Outcome<Option<CardAccess>> {
+        let exports = self.calls.hipMemGetHandleForAddressRange.is_some();
+        let can = exports && self.shares_memory(device)?;
+        Ok(can.then_some(CardAccess::Ordered))
+    }
+
+    pub(super) fn create_handle(
+        &self,
+        device: Ordinal,
+        bytes: u64,
+        for_cards: bool,
+    ) -> Outcome<MemoryHandle> {
+        let flags = hip::hipMemAllocationFlags {
+            compressionType: 0,
+            gpuDirectRDMACapable: u8::from(for_cards),
+            usage: 0,
+        };
         let props = hip::hipMemAllocationProp {
             type_: hip::hipMemAllocationTypePinned,
             requestedHandleType: SHARED_BY,
@@ -45,6 +60,23 @@ impl Hip {
         let (to, call) = (ptr::from_mut(&mut descriptor), self.calls.hipMemExportToShareableHandle);
         // SAFETY: the caller says that the handle is alive; what it becomes is an integer here.
         check(unsafe { call(to.cast(), raw(of.0), SHARED_BY, 0) })?;
+        if descriptor < 0 {
+            return Err(Code(hip::hipErrorUnknown));
+        }
+        // SAFETY: the runtime has just opened it, for the caller to close.
+        Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    }
+
+    /// # Safety
+    ///
+    /// The range is mapped as a whole.
+    pub(super) unsafe fn export_range(&self, at: DevicePointer, bytes: u64) -> Outcome<OwnedFd> {
+        let call = self.calls.hipMemGetHandleForAddressRange;
+        let call = call.ok_or(Code(hip::hipErrorNotSupported))?;
+        let mut descriptor: c_int = -1;
+        let (to, at, bytes) = (ptr::from_mut(&mut descriptor), place(at)?, length(bytes)?);
+        // SAFETY: the caller says that the range is mapped; what it becomes is an integer here.
+        check(unsafe { call(to.cast(), at, bytes, hip::hipMemRangeHandleTypeDmaBufFd, 0) })?;
         if descriptor < 0 {
             return Err(Code(hip::hipErrorUnknown));
         }
