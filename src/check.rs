@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::compile::{self, SandboxStatus, Toolchain};
 use crate::config::{CompileConfig, RdmaConfig};
 use crate::device::gpu::{self, Vendor};
-use crate::rdma::Device;
+use crate::rdma::{Device, DeviceFabric};
 use crate::shard;
 
 /// Locked memory that glommio's buffers want beside the rings' 512 KiB.
@@ -54,7 +54,7 @@ pub fn run() -> bool {
     lines.extend(accelerator("HIP", Vendor::Amd));
     lines.push(gpu_compiler("NVRTC", compile::Kind::Nvrtc));
     lines.push(gpu_compiler("comgr", compile::Kind::Comgr));
-    lines.push(rdma());
+    lines.extend(rdma());
     lines.iter().for_each(|line| println!("{line}"));
     !lines.iter().any(|line| matches!(line.verdict, Verdict::Needs { .. }))
 }
@@ -176,13 +176,44 @@ fn gpu_compiler(subject: &'static str, kind: compile::Kind) -> Line {
     Line { subject, verdict, found }
 }
 
-fn rdma() -> Line {
+/// A line for the network card, and one for the memory of each vendor's devices.
+fn rdma() -> Vec<Line> {
     let subject = "RDMA";
-    match Device::open(&RdmaConfig::default()) {
-        Ok(device) => Line { subject, verdict: Verdict::Ok, found: device.chosen().to_string() },
+    let device = match Device::open(&RdmaConfig::default()) {
+        Ok(device) => device,
         Err(error) => {
             let verdict = Verdict::Lacks { remedy: error.remedy().to_owned() };
-            Line { subject, verdict, found: error.to_string() }
+            return vec![Line { subject, verdict, found: error.to_string() }];
+        }
+    };
+    let card = Line { subject, verdict: Verdict::Ok, found: device.chosen().to_string() };
+    let fabric = DeviceFabric::new(device);
+    let memory = |(subject, vendor)| match gpu::samples(vendor) {
+        Ok(samples) => {
+            let tries = samples.into_iter().map(|sample| match sample {
+                Ok(sample) => fabric.try_device_memory(&sample).map_err(|error| error.to_string()),
+                Err(why) => Err(why),
+            });
+            tries.map(|reached| device_memory(subject, reached)).collect()
+        }
+        // Another line says that there are none.
+        Err(_) => Vec::new(),
+    };
+    let vendors = [("CUDA+RDMA", Vendor::Nvidia), ("HIP+RDMA", Vendor::Amd)];
+    std::iter::once(card).chain(vendors.into_iter().flat_map(memory)).collect()
+}
+
+/// Whether the network card reaches a device's memory.
+fn device_memory(subject: &'static str, reached: Result<(), String>) -> Line {
+    match reached {
+        Ok(()) => {
+            let found = "the network card reaches its memory".to_owned();
+            Line { subject, verdict: Verdict::Ok, found }
+        }
+        Err(found) => {
+            let remedy = "none needed: it is copied over HTTP; for RDMA the card's and the \
+                          device's drivers both have to know dmabuf";
+            Line { subject, verdict: Verdict::Lacks { remedy: remedy.to_owned() }, found }
         }
     }
 }

@@ -306,7 +306,8 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let staging_bytes = arguments.staging_memory.unwrap_or_else(|| memory_bytes() / 2);
     let staging = Arc::new(Budget::of_staging(staging_bytes, Arc::clone(&buffers)));
     let crowds = Crowds::new(&cores);
-    let (device, platform) = choose_platform(arguments, buffers, crowds.clone())?;
+    let mut fabric = choose_fabric(&arguments.rdma)?;
+    let (device, platform) = choose_platform(arguments, buffers, crowds.clone(), &mut fabric)?;
     let listen = [&arguments.listen[..], &arguments.listen_plain].concat();
     let peers = Arc::new(Peers::load(&arguments.peer, &listen, rules.tls.as_ref())?);
     for host in peers.with_open_tokens() {
@@ -315,10 +316,12 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let mut config = shard_config(arguments, staging, access, Arc::clone(&peers));
     config.crowds = Some(crowds);
     config.nodes = cores::nodes(Path::new("/sys"), &cores);
-    if device == "CPU" {
-        config.fabric = choose_fabric(&arguments.rdma)?;
-        config.rdma_queue_pairs = usize::from(arguments.rdma.rdma_queue_pairs);
+    if let Some(fabric) = &fabric {
+        info!(device = %fabric.device().chosen(), "other servers may write buffers by RDMA");
+        raise_limit(Resource::Memlock);
     }
+    config.fabric = fabric;
+    config.rdma_queue_pairs = usize::from(arguments.rdma.rdma_queue_pairs);
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     if rules.has_files() || peers.has_files() {
         signals.add_signal(SIGHUP)?;
@@ -438,11 +441,7 @@ fn choose_fabric(arguments: &RdmaArgs) -> Result<Option<DeviceFabric>, String> {
         gid: arguments.rdma_gid,
     };
     match Device::open(&config) {
-        Ok(device) => {
-            info!(device = %device.chosen(), "other servers may write buffers by RDMA");
-            raise_limit(Resource::Memlock);
-            Ok(Some(DeviceFabric::new(device)))
-        }
+        Ok(device) => Ok(Some(DeviceFabric::new(device))),
         Err(error) if config == RdmaConfig::default() => {
             debug!(%error, "no RDMA");
             Ok(None)
@@ -467,20 +466,24 @@ fn choose_platform(
     arguments: &ServeArgs,
     buffers: Arc<Budget>,
     crowds: Crowds,
+    fabric: &mut Option<DeviceFabric>,
 ) -> Result<(&'static str, PlatformMaker), String> {
     let compile = Arc::new(compile_service(arguments, crowds));
     // What passes through the machine's memory on its way to a GPU's worker process, or from there,
     // is counted as buffers of the CPU's are.
     let passages = Arc::clone(&buffers);
     let cpu = |compile| cpu_platform(arguments, buffers, compile).map(|maker| ("CPU", maker));
+    let gpus = |vendor, passages, compile, fabric: &mut _| {
+        gpu_platform(arguments, vendor, passages, compile, fabric)
+    };
     match arguments.device {
         DeviceChoice::Cpu => return cpu(compile),
-        DeviceChoice::Cuda => return gpu_platform(arguments, Vendor::Nvidia, passages, compile),
-        DeviceChoice::Hip => return gpu_platform(arguments, Vendor::Amd, passages, compile),
+        DeviceChoice::Cuda => return gpus(Vendor::Nvidia, passages, compile, fabric),
+        DeviceChoice::Hip => return gpus(Vendor::Amd, passages, compile, fabric),
         DeviceChoice::Auto => {}
     }
     for vendor in [Vendor::Nvidia, Vendor::Amd] {
-        match gpu_platform(arguments, vendor, Arc::clone(&passages), Arc::clone(&compile)) {
+        match gpus(vendor, Arc::clone(&passages), Arc::clone(&compile), fabric) {
             Ok(platform) => return Ok(platform),
             Err(why) => info!(?vendor, why, "no devices"),
         }
@@ -493,6 +496,7 @@ fn gpu_platform(
     vendor: Vendor,
     passages: Arc<Budget>,
     compile: Arc<compile::Service>,
+    fabric: &mut Option<DeviceFabric>,
 ) -> Result<(&'static str, PlatformMaker), String> {
     let source = match arguments.renderer {
         RendererChoice::Auto => CudaSource::Any,
@@ -502,6 +506,15 @@ fn gpu_platform(
     let config = GpuConfig::find(vendor, arguments.kernel_timeout, source, compile)?;
     config.names().for_each(|device| info!(device, "found"));
     let name = config.name();
+    let config = match fabric.as_ref().map(|fabric| reaches(fabric, &config)) {
+        None => config,
+        Some(Ok(())) => config.exporting(),
+        Some(Err(why)) => {
+            info!(why, "no RDMA: the network card does not reach the devices' memory");
+            *fabric = None;
+            config
+        }
+    };
     let config = match arguments.isolation {
         Isolation::Process => config,
         Isolation::Session => config.apart(&WorkersConfig {
@@ -511,6 +524,14 @@ fn gpu_platform(
         }),
     };
     Ok((name, Arc::new(move || Box::new(GpuPlatform::new(config.clone())))))
+}
+
+/// Whether a network card can be told of the memory of all devices.
+fn reaches(fabric: &DeviceFabric, devices: &GpuConfig) -> Result<(), String> {
+    let samples = device::gpu::samples(devices.vendor()).map_err(ToString::to_string)?;
+    samples.into_iter().try_for_each(|sample| {
+        fabric.try_device_memory(&sample?).map_err(|error| error.to_string())
+    })
 }
 
 /// As far as they are set.

@@ -61,6 +61,8 @@ pub enum Cause {
     Missing { what: &'static str, cause: Rc<Cause> },
     #[error("{command}: this server has no RDMA, which its properties say with ib_gid=None")]
     NoRdma { command: &'static str },
+    #[error("buffer {buffer}: its memory is out of the network card's reach")]
+    OutOfReach { buffer: u64 },
     #[error(
         "a BatchTransfer names {sources} sources and {destinations} destinations: each needs its \
          own"

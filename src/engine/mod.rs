@@ -10,8 +10,8 @@
 //!
 //! Reading order: this file (the one `match` over commands), `batch` (a batch under way), `session`
 //! (the table of sessions), `tenant` (what one identity has), then a file per kind of resource:
-//! `buffer`, `program`, `graph`, `event`, `transfer`, `rdma`; `peer`, what other servers are asked
-//! for; `cause` has every way to fail.
+//! `buffer`, `program`, `graph`, `event`, `transfer`, `rdma` and `reachable`; `peer`, what other
+//! servers are asked for; `cause` has every way to fail.
 #![forbid(unsafe_code)]
 
 mod batch;
@@ -22,6 +22,7 @@ mod graph;
 mod peer;
 mod program;
 mod rdma;
+mod reachable;
 mod session;
 mod tenant;
 #[cfg(test)]
@@ -34,7 +35,7 @@ use std::time::{Duration, Instant};
 pub use batch::{Batch, Blob, Blobs, NamedBytes, Output, Progress, Reading, Reply, Rest, Sender};
 pub use cause::Cause;
 pub use peer::{Errand, Parcel, Route, Work};
-pub use rdma::{Source, asking};
+pub use rdma::{Source, Sourcing, asking};
 pub use session::{Directory, Home, Owner, SessionId};
 pub use tenant::{Seat, Tenant};
 
@@ -102,6 +103,8 @@ pub struct Engine {
     events_set: u64,
     memory: Memory,
     rdma: Rdma,
+    /// Counts calls of [`Self::advance`].
+    turn: u64,
 }
 
 impl Engine {
@@ -115,7 +118,8 @@ impl Engine {
         home: Home,
     ) -> Engine {
         let (sessions, memory) = (Sessions::new(directory, home), Memory::default());
-        Engine { platform, limits, sessions, events_set: 0, memory, rdma: Rdma::default() }
+        let rdma = Rdma::default();
+        Engine { platform, limits, sessions, events_set: 0, memory, rdma, turn: 0 }
     }
 
     /// The same, which peers may reach by RDMA.
@@ -185,6 +189,7 @@ impl Engine {
     /// Runs a batch until it is done, has to wait, or has used its slice of time.
     pub fn advance(&mut self, batch: &mut Batch<'_>, now: Instant) -> Progress {
         self.prefetch(batch);
+        self.turn += 1;
         let mut left = self.limits.commands_per_slice;
         loop {
             let progress = self.run_slice(batch, &mut left, now);

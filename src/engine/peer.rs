@@ -14,6 +14,7 @@
 use super::batch::{Batch, Sender};
 use super::batch::{Output, Rest};
 use super::buffer::Buffer;
+use super::reachable::Reachable;
 use super::session::{Home, Owner, SessionId};
 use super::{Cause, DONE, Engine, Step, Stop};
 use crate::blob::Digest;
@@ -67,6 +68,10 @@ pub struct Parcel {
     pub(super) from: (SessionId, BufferNumber),
     /// What it was by that number.
     pub(super) buffer: Buffer,
+    /// The work that its device had then.
+    pub(super) after: Option<(SessionId, Fence)>,
+    /// Its registration, if by that number it is another buffer now.
+    pub(super) reachable: Option<Reachable>,
     /// How clients name this server.
     pub(super) from_host: String,
     pub(super) to: BufferName<'static>,
@@ -183,6 +188,8 @@ impl Engine {
             command: text(session, Command::CopyIn(copy)),
             from: (from, source),
             buffer,
+            after: self.get(from)?.last(),
+            reachable: None,
             from_host: self.get(from)?.host().to_owned(),
             to: BufferName { session: session.clone(), buffer: destination }.into_owned(),
         })

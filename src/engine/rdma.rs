@@ -2,11 +2,7 @@
 //!
 //! A registration belongs to a buffer's number and covers its bytes and no more: of a view, the
 //! view's. It keeps the memory where it is, so a blob that fills the buffer is copied from then on,
-//! and ends with the number.
-//!
-//! A network card knows pages and no queue. So memory is registered once the device is past all
-//! work that it was given before: that may still write to a buffer that lay there earlier, or give
-//! its pages back to the system, and what the card reads and writes would be nobody's.
+//! and ends with the number (`reachable`).
 //!
 //! A connection belongs to the HTTP connection that asked for it, and ends with that: it is made on
 //! the shard where that is served, whichever has the session that is named, since it reaches
@@ -20,6 +16,7 @@
 use std::time::Instant;
 
 use super::peer::Parcel;
+use super::reachable::Found;
 use super::session::{Owner, SessionId};
 use super::{Cause, Engine, Step, Stop, WaitFor};
 use crate::device::Fence;
@@ -44,14 +41,6 @@ struct Peer {
     owner: Owner,
     address: Address,
     end: Promise<Box<dyn Accepted>>,
-}
-
-/// What has come of registering a buffer.
-#[derive(Debug)]
-pub(super) enum Registering {
-    /// It begins once the device is past this.
-    After(Fence),
-    Begun(Promise),
 }
 
 impl Rdma {
@@ -130,43 +119,26 @@ impl Engine {
         let mut pending = None;
         for BufferName { session, buffer: number } in &c.buffers {
             let id = self.other_session(at, session)?;
-            let session = self.get_mut(id)?;
-            let buffer = session.buffer(*number)?;
-            let Some(memory) = buffer.shared_bytes() else {
-                return Err(Cause::NoRdma { command: "BufferIOVAS" }.into());
-            };
-            let last = session.last().map_or_else(Fence::default, |(_, fence)| fence);
-            let entry = session.registrations.entry(*number);
-            let registering = entry.or_insert(Registering::After(last));
-            let promise = match registering {
-                Registering::Begun(promise) => promise.clone(),
-                Registering::After(fence) => {
-                    let fence = *fence;
-                    if !session.reached(fence, now) {
-                        let wait = || WaitFor::Device { session: id, fence };
-                        pending = pending.or_else(|| Some(wait()));
-                        continue;
-                    }
-                    if let Some(lost) = session.lost() {
-                        return Err(lost.clone().into());
-                    }
-                    let promise = reach.register(memory);
-                    session.registrations.insert(*number, Registering::Begun(promise.clone()));
-                    promise
+            let promise = match self.registration(id, *number, &*reach, now)? {
+                Found::Never => return Err(Cause::OutOfReach { buffer: number.0 }.into()),
+                Found::Registered(promise) => promise,
+                Found::Wait(wait) => {
+                    pending = pending.or(Some(wait));
+                    continue;
                 }
             };
             match promise.target() {
-                Some(Ok(target)) => answer.extend_from_slice(&target.to_bytes()),
+                Some(Ok(target)) => {
+                    self.expose(id, *number)?;
+                    answer.extend_from_slice(&target.to_bytes());
+                }
                 Some(Err(error)) => {
-                    session.registrations.remove(number);
+                    self.get_mut(id)?.registrations.remove(number);
                     return Err(error.into());
                 }
                 // It may come yet, for whoever asks again.
                 None if promise.is_late(now) => return Err(RdmaError::LATE.into()),
-                None => {
-                    let wait = || WaitFor::Rdma(promise.awaited());
-                    pending = pending.or_else(|| Some(wait()));
-                }
+                None => pending = pending.or_else(|| Some(WaitFor::Rdma(promise.awaited()))),
             }
         }
         match pending {
@@ -177,50 +149,44 @@ impl Engine {
     }
 }
 
+/// How a parcel gets to another server's memory.
+#[derive(Debug)]
+pub enum Sourcing {
+    /// Ask again after that.
+    Later(WaitFor),
+    /// There is no RDMA, or the buffer is in memory that it does not reach.
+    Never,
+    Ready(Source),
+}
+
 /// A buffer that is to be written to another server's memory.
 #[derive(Debug)]
 pub struct Source {
     pub identity: Identity,
-    /// The work that has to be done before [`Engine::register`].
+    pub promise: Promise,
+    /// The work that has to be done before.
     pub after: Option<(SessionId, Fence)>,
 }
 
 impl Engine {
-    /// Whether a parcel can go by RDMA. `None` where there is none, or memory that it does not
-    /// reach.
-    ///
-    /// # Errors
-    ///
-    /// Where the session is gone.
-    pub fn source(&self, parcel: &Parcel) -> Result<Option<Source>, Cause> {
-        if self.rdma.fabric.is_none() || parcel.buffer.shared_bytes().is_none() {
-            return Ok(None);
-        }
-        let session = self.get(parcel.from.0)?;
-        Ok(Some(Source { identity: session.identity(), after: session.last() }))
-    }
-
-    /// Begins to register what a parcel's bytes are in, if that is not done yet.
+    /// Begins to register what a parcel's bytes are in.
     ///
     /// # Errors
     ///
     /// Where the session is gone, or the device has no more.
-    pub fn register(&mut self, parcel: &Parcel) -> Result<Promise, Cause> {
-        let none = || Cause::NoRdma { command: "Transfer" };
-        let fabric = self.rdma.fabric.as_ref().ok_or_else(none)?;
-        let (at, number) = parcel.from;
-        let reach = fabric.reach(self.get(at)?.identity())?;
-        let session = self.get_mut(at)?;
-        let is_named = session.buffer(number).is_ok_and(|named| named.is_same(&parcel.buffer));
-        if is_named && let Some(Registering::Begun(promise)) = session.registrations.get(&number) {
-            return Ok(promise.clone());
+    pub fn source(&mut self, parcel: &mut Parcel, now: Instant) -> Result<Sourcing, Cause> {
+        let Some(fabric) = &self.rdma.fabric else { return Ok(Sourcing::Never) };
+        let identity = self.get(parcel.from.0)?.identity();
+        let reach = fabric.reach(identity)?;
+        match self.registration_of(parcel, &*reach, now) {
+            Ok(Found::Never) => Ok(Sourcing::Never),
+            Ok(Found::Registered(promise)) => {
+                Ok(Sourcing::Ready(Source { identity, promise, after: parcel.after }))
+            }
+            Ok(Found::Wait(wait)) | Err(Stop::Retry(wait)) => Ok(Sourcing::Later(wait)),
+            Err(Stop::Failed(cause)) => Err(cause),
+            Err(Stop::Forward(_)) => Err(Cause::SessionEnded),
         }
-        let promise = reach.register(parcel.buffer.shared_bytes().ok_or_else(none)?);
-        // By the number it may be another buffer by now.
-        if is_named {
-            session.registrations.insert(number, Registering::Begun(promise.clone()));
-        }
-        Ok(promise)
     }
 }
 

@@ -21,7 +21,7 @@ use super::buffer::Buffer;
 use super::event::EventState;
 use super::graph::GraphState;
 use super::program::{ProgramEntry, ProgramKey};
-use super::rdma::Registering;
+use super::reachable::Reachable;
 use super::tenant::Tenant;
 use super::{Cause, Engine, Stop, WaitFor};
 use crate::config::EngineLimits;
@@ -204,7 +204,11 @@ pub(super) struct Session {
     pub(super) index: u64,
     owner: Owner,
     /// Buffers that peers may write by RDMA.
-    pub(super) registrations: Map<BufferNumber, Registering>,
+    pub(super) registrations: Map<BufferNumber, Reachable>,
+    /// Whether peers may write memory of its device, which has to look for it then.
+    pub(super) is_exposed: bool,
+    /// The turn in which it was last told to.
+    looked: u64,
     pub(super) buffers: Map<BufferNumber, Buffer>,
     pub(super) events: Map<EventNumber, EventState>,
     pub(super) graphs: Map<GraphNumber, Rc<GraphState>>,
@@ -494,6 +498,8 @@ impl Sessions {
             name: name.clone(),
             owner,
             registrations: Map::default(),
+            is_exposed: false,
+            looked: 0,
             buffers: Map::default(),
             events: Map::default(),
             graphs: Map::default(),
@@ -645,6 +651,9 @@ impl Engine {
             && let Some(fence) = device.backlog()
         {
             return Err(Stop::Retry(WaitFor::Device { session: id, fence }));
+        }
+        if session.is_exposed && std::mem::replace(&mut session.looked, self.turn) != self.turn {
+            session.open_device()?.flush()?;
         }
         Ok(session)
     }

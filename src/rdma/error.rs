@@ -11,6 +11,8 @@ use crate::config::RdmaConfig;
 pub enum RdmaError {
     #[error("{call}: {why}")]
     Call { call: &'static str, why: String },
+    #[error("the network card could not be told of {bytes} bytes of a device's memory: {why}")]
+    DeviceMemory { bytes: u64, why: String },
     #[error("no RDMA device {name}: there is {}", list(known))]
     DeviceUnknown { name: String, known: Vec<String> },
     #[error("{device} has no GID {index} on port {port}")]
@@ -50,6 +52,10 @@ impl RdmaError {
         match self {
             RdmaError::Call { .. } | RdmaError::Late { .. } | RdmaError::OutOfOrder(_) => {
                 "rdma resource show and the kernel's log say more"
+            }
+            RdmaError::DeviceMemory { .. } => {
+                "none needed: it is copied over HTTP; for RDMA both the card's and the device's \
+                 driver have to know dmabuf (mlx5 from kernel 5.12 on; NVIDIA's open modules)"
             }
             RdmaError::DeviceUnknown { .. } => "--rdma-device takes a name that rdma link shows",
             RdmaError::GidUnknown { .. } => "--rdma-gid takes an index that show_gids lists",

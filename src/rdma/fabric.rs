@@ -12,11 +12,14 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+
+use tracing::warn;
 
 use super::promise::{FINDER, Promise, REGISTRAR};
 use super::{Address, Device, Domain, QueuePair, QueuePairNumber, RdmaError, Registration, Target};
 use crate::device::SharedBytes;
+use crate::device::export::CardMemory;
 use crate::identity::Identity;
 
 /// RDMA, as one shard sees it.
@@ -41,6 +44,9 @@ pub trait Reach {
     /// Lets peers read and write memory, as long as the promise lives. Where it cannot be pinned
     /// the promise says so.
     fn register(&self, memory: SharedBytes) -> Promise;
+
+    /// The same for memory of an accelerator.
+    fn register_device(&self, memory: CardMemory) -> Promise;
 }
 
 /// The end of a peer's connection; dropping it ends the connection.
@@ -86,6 +92,20 @@ impl DeviceFabric {
         DeviceFabric { device, domains: Arc::default() }
     }
 
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Tries whether the card can be told of an accelerator's memory.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot.
+    pub fn try_device_memory(&self, sample: &CardMemory) -> Result<(), RdmaError> {
+        Domain::new(&self.device)?.register_device(sample).map(drop)
+    }
+
     /// What belongs to an identity, on all shards.
     ///
     /// # Errors
@@ -126,6 +146,19 @@ impl Reach for Arc<Domain> {
     fn register(&self, memory: SharedBytes) -> Promise {
         let domain = Arc::clone(self);
         REGISTRAR.promise(move || Ok(Box::new(domain.register(memory)?) as Box<dyn Registered>))
+    }
+
+    fn register_device(&self, memory: CardMemory) -> Promise {
+        /// The first that is refused is said aloud: what is done instead is slower.
+        static REFUSED: Once = Once::new();
+        let domain = Arc::clone(self);
+        REGISTRAR.promise(move || match domain.register_device(&memory) {
+            Ok(registered) => Ok(Box::new(registered) as Box<dyn Registered>),
+            Err(error) => {
+                REFUSED.call_once(|| warn!(%error, "such memory is copied over HTTP"));
+                Err(error)
+            }
+        })
     }
 }
 
@@ -174,7 +207,7 @@ impl NullFabric {
     /// Keeps all promises that wait.
     pub fn release(&self) {
         for (promise, memory) in self.0.held.take().into_iter().flatten() {
-            promise.keep(self.registration(&memory));
+            promise.keep(self.registration(memory.bytes()));
         }
         for promise in self.0.held_peers.take().into_iter().flatten() {
             promise.keep(self.accepted_end());
@@ -191,8 +224,7 @@ impl NullFabric {
         Ok(Box::new(NullAccepted { address, _counted: Counted::new(&self.0.accepted) }))
     }
 
-    fn registration(&self, memory: &SharedBytes) -> Result<Box<dyn Registered>, RdmaError> {
-        let bytes = memory.bytes();
+    fn registration(&self, bytes: u64) -> Result<Box<dyn Registered>, RdmaError> {
         if self.0.refuses.get() {
             return Err(RdmaError::Locked { bytes, why: "this fabric was told to".to_owned() });
         }
@@ -229,11 +261,17 @@ impl Reach for NullFabric {
         promise
     }
 
+    fn register_device(&self, memory: CardMemory) -> Promise {
+        let promise = Promise::default();
+        promise.keep(self.registration(memory.bytes()));
+        promise
+    }
+
     fn register(&self, memory: SharedBytes) -> Promise {
         let promise = Promise::default();
         match &mut *self.0.held.borrow_mut() {
             Some(held) => held.push_back((promise.clone(), memory)),
-            None => promise.keep(self.registration(&memory)),
+            None => promise.keep(self.registration(memory.bytes())),
         }
         promise
     }

@@ -35,7 +35,7 @@ pub use pair::QueuePair;
 pub use promise::{Awaited, Promise};
 pub use schedule::{Finished, TransferId, Write};
 pub use state::{Change, OutOfOrder, QueueState};
-pub use verbs::{Device, DmaBuf, Domain, HostMemory, Registration};
+pub use verbs::{Device, Domain, HostMemory, Registration};
 
 /// Where a queue pair is: what `IBConnect` sends and answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@
 use std::ffi::{CStr, c_int};
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
@@ -23,6 +23,7 @@ use super::choice::{Candidate, Chosen, Gid, GidKind, Mtu, Port, choose};
 use super::{RdmaError, Target};
 use crate::config::RdmaConfig;
 use crate::device::SharedBytes;
+use crate::device::export::CardMemory;
 
 /// What an address for the device is a multiple of, but for the part that it has in common with the
 /// memory's own: a huge page, so that the device can map memory by such pages.
@@ -316,31 +317,36 @@ impl Domain {
         self.registered(raw, iova, bytes, memory)
     }
 
-    /// As [`Self::register`], for memory of another device that has a descriptor.
+    /// As [`Self::register`], for memory of another device. The kernel looks at what the descriptor
+    /// is and whether the bytes lie inside, and keeps what is behind it.
     ///
     /// # Errors
     ///
-    /// [`RdmaError::Locked`], also where the device's driver cannot do it at all.
-    pub fn register_dmabuf<M>(
+    /// [`RdmaError::DeviceMemory`], also where the card's driver cannot do it at all.
+    pub fn register_device(
         self: &Arc<Self>,
-        part: &DmaBuf<'_>,
-        keep: M,
-    ) -> Result<Registration<M>, RdmaError> {
-        let iova = unguessable(part.offset)?;
-        let length = usize::try_from(part.bytes).unwrap_or(usize::MAX);
+        part: &CardMemory,
+    ) -> Result<Registration<()>, RdmaError> {
+        let (offset, bytes) = (part.offset(), part.bytes());
+        let iova = unguessable(offset)?;
+        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
         let access = c_int::try_from(access().0).expect("three small flags");
         // SAFETY: the descriptor is open; the kernel checks what it is and how long.
         let raw = unsafe {
             (self.device.verbs().ibv_reg_dmabuf_mr)(
                 self.raw(),
-                part.offset,
+                offset,
                 length,
                 iova,
-                part.fd.as_raw_fd(),
+                part.descriptor().as_raw_fd(),
                 access,
             )
         };
-        self.registered(raw, iova, part.bytes, keep)
+        let refused = |why| RdmaError::DeviceMemory { bytes, why };
+        self.registered(raw, iova, bytes, ()).map_err(|error| match error {
+            RdmaError::Locked { why, .. } => refused(why),
+            error => error,
+        })
     }
 
     fn registered<M>(
@@ -396,14 +402,6 @@ unsafe impl HostMemory for SharedBytes {
     fn place(&self) -> (NonNull<u8>, u64) {
         (self.address(), self.bytes())
     }
-}
-
-/// A part of another device's memory.
-#[derive(Clone, Copy, Debug)]
-pub struct DmaBuf<'f> {
-    pub fd: BorrowedFd<'f>,
-    pub offset: u64,
-    pub bytes: u64,
 }
 
 #[derive(Debug)]

@@ -7,7 +7,7 @@
 //! The peer is asked over HTTP for a connection, and for the place of each destination, once. A
 //! place is good as long as its buffer; by one that is not, the peer's device refuses what is
 //! written, and the peer is asked again. Nothing is registered or written before the source's device is
-//! past the work that it has now. One errand uses a link at a time; one that fails or is given up takes the
+//! past the work that it had when the copy was asked for. One errand uses a link at a time; one that fails or is given up takes the
 //! link with it, and the next makes a new one.
 //!
 //! The peer's ends of a link belong to the HTTP connection that asked for them. So that connection
@@ -28,7 +28,7 @@ use super::Shard;
 use super::completion::Cancel;
 use super::peer::{Link as Held, To, Trouble};
 use crate::config::{PeerLimits, RdmaConfig};
-use crate::engine::{Cause, Parcel, Source, WaitFor, asking};
+use crate::engine::{Parcel, Source, Sourcing, WaitFor, asking};
 use crate::identity::{Identity, Peer};
 use crate::rdma::{
     Address, DeviceFabric, Link, Promise, RdmaError, Target, Turn, WorkStatus, Write,
@@ -150,15 +150,10 @@ impl Shard {
     pub(super) async fn write_to(
         self: &Rc<Self>,
         to: To<'_>,
-        parcels: Vec<Parcel>,
+        mut parcels: Vec<Parcel>,
     ) -> Result<Option<Vec<Parcel>>, Trouble> {
         let Some(fabric) = self.config.fabric.clone() else { return Ok(Some(parcels)) };
-        let sources: Option<Vec<Source>> = {
-            let engine = self.engine.borrow();
-            let sources = parcels.iter().map(|parcel| engine.source(parcel));
-            sources.collect::<Result<_, Cause>>().map_err(Trouble::Here)?
-        };
-        let Some(sources) = sources else { return Ok(Some(parcels)) };
+        let Some(sources) = self.sources(&mut parcels).await? else { return Ok(Some(parcels)) };
         let Some(first) = sources.first() else { return Ok(None) };
         if parcels.len() > PLACES_MAX {
             return Ok(Some(parcels));
@@ -190,7 +185,12 @@ impl Shard {
                 Ok(targets) => targets,
                 Err(trouble) => {
                     self.keep_writer(turnstile, writer);
-                    return Err(trouble);
+                    // There may be memory that its network card does not reach. What else is wrong
+                    // it says again.
+                    return match trouble {
+                        Trouble::Refused { .. } => Ok(Some(parcels)),
+                        trouble => Err(trouble),
+                    };
                 }
             };
             match self.write(&mut writer, &parcels, &sources, &targets).await {
@@ -205,6 +205,25 @@ impl Shard {
                 Err(Trouble::Unwritten(WorkStatus::REMOTE_ACCESS)) if is_remembered => {}
                 Err(trouble) => return Err(trouble),
             }
+        }
+    }
+
+    /// Where the bytes of parcels are for the network card, if it reaches all of them.
+    async fn sources(&self, parcels: &mut [Parcel]) -> Result<Option<Vec<Source>>, Trouble> {
+        loop {
+            // What was begun for each is found when it is asked for again.
+            let (mut sources, mut later) = (Vec::with_capacity(parcels.len()), None);
+            for parcel in &mut *parcels {
+                let asked = self.engine.borrow_mut().source(parcel, Instant::now());
+                match asked.map_err(Trouble::Here)? {
+                    Sourcing::Later(wait) => later = later.or(Some(wait)),
+                    Sourcing::Never => return Ok(None),
+                    Sourcing::Ready(source) => sources.push(source),
+                }
+            }
+            let Some(wait) = later else { return Ok(Some(sources)) };
+            // Nobody cancels it but by dropping the task.
+            let _ = self.wait(&Cancel::default(), &wait).await;
         }
     }
 
@@ -274,7 +293,7 @@ impl Shard {
         targets.collect()
     }
 
-    /// Writes, once the sources' devices are past what they have to do and all is registered.
+    /// Writes, once all sources are registered and their devices are past what they have to do.
     async fn write(
         &self,
         writer: &mut Writer,
@@ -283,21 +302,17 @@ impl Shard {
         targets: &[Target],
     ) -> Result<(), Trouble> {
         let cancel = Cancel::default();
-        let after: Vec<_> = sources.iter().filter_map(|source| source.after).collect();
-        for &(session, fence) in &after {
+        for source in sources {
             // Nobody cancels these but by dropping the task.
-            let _ = self.wait(&cancel, &WaitFor::Device { session, fence }).await;
+            let _ = self.wait(&cancel, &WaitFor::Rdma(source.promise.awaited())).await;
+            if let Some((session, fence)) = source.after {
+                let _ = self.wait(&cancel, &WaitFor::Device { session, fence }).await;
+            }
         }
-        let promises: Vec<Promise> = {
-            let mut engine = self.engine.borrow_mut();
-            let promises = engine
-                .has_reached(&after)
-                .and_then(|()| parcels.iter().map(|parcel| engine.register(parcel)).collect());
-            promises.map_err(Trouble::Here)?
-        };
-        for ((promise, target), parcel) in promises.into_iter().zip(targets).zip(parcels) {
-            let _ = self.wait(&cancel, &WaitFor::Rdma(promise.awaited())).await;
-            let (local, local_key) = promise.local().ok_or(RdmaError::LATE)??;
+        let after: Vec<_> = sources.iter().filter_map(|source| source.after).collect();
+        self.engine.borrow_mut().has_reached(&after).map_err(Trouble::Here)?;
+        for ((source, target), parcel) in sources.iter().zip(targets).zip(parcels) {
+            let (local, local_key) = source.promise.local().ok_or(RdmaError::LATE)??;
             let write = Write {
                 local,
                 local_key,
@@ -305,7 +320,7 @@ impl Shard {
                 remote_key: target.key,
                 bytes: parcel.bytes,
             };
-            writer.link.submit(vec![write], promise);
+            writer.link.submit(vec![write], source.promise.clone());
         }
         self.drive(writer).await
     }

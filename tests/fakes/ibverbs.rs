@@ -4,10 +4,14 @@
 //! It has what outboard calls and no more; [`machine`] says what it does. Structures are those of
 //! `infiniband/verbs.h`, as far as the caller looks at them or the library at what it is given. A
 //! broken rule (an object that is freed while others need it, a queue that overflows, memory that is
-//! given back while it is registered) ends the process with a message. `FAKE_IBVERBS_LOSE=3` has the process's third completion never come.
+//! given back while it is registered) ends the process with a message. `FAKE_IBVERBS_LOSE=3` has the
+//! process's third completion never come; `FAKE_IBVERBS_DMABUF=4096` is a card that takes no more
+//! bytes of another device's memory at a time, and with 0 none at all.
 
 #![allow(non_snake_case, reason = "the names are the library's")]
 
+#[path = "ibverbs/dmabuf.rs"]
+mod dmabuf;
 #[path = "ibverbs/machine.rs"]
 mod machine;
 #[path = "ibverbs/pages.rs"]
@@ -19,6 +23,7 @@ use std::mem::{ManuallyDrop, size_of};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, RawFd};
 use std::ptr::{null, null_mut};
 
+use dmabuf::Mapped;
 use machine::{Queue, Region, Request, Stage, machine};
 
 const EINVAL: c_int = 22;
@@ -345,7 +350,7 @@ pub extern "C" fn ibv_reg_mr_iova2(
     let start = address.expose_provenance();
     // SAFETY: whoever registers memory has it mapped.
     unsafe { pages::touch(start, length) };
-    let region = Region { domain: handle, address: start, iova, bytes };
+    let region = Region { domain: handle, address: start, iova, bytes, _mapped: None };
     machine.regions.insert(key, region);
     let (local_key, remote_key) = (key, key);
     made(MemoryRegion { context, domain, address, length, handle: key, local_key, remote_key })
@@ -353,14 +358,31 @@ pub extern "C" fn ibv_reg_mr_iova2(
 
 #[unsafe(no_mangle)]
 pub extern "C" fn ibv_reg_dmabuf_mr(
-    _domain: *mut Domain,
-    _offset: u64,
-    _length: usize,
-    _iova: u64,
-    _fd: c_int,
+    domain: *mut Domain,
+    offset: u64,
+    length: usize,
+    iova: u64,
+    fd: c_int,
     _access: c_int,
 ) -> *mut MemoryRegion {
-    failed(ENOTSUP)
+    let most = std::env::var("FAKE_IBVERBS_DMABUF").ok().and_then(|bytes| bytes.parse().ok());
+    match most {
+        Some(0) => return failed(ENOTSUP),
+        Some(most) if length > most => return failed(ENOMEM),
+        _ => {}
+    }
+    let Domain { context, handle } = *at(domain);
+    let Some(mapped) = Mapped::of_descriptor(fd, offset, length) else { return failed(EINVAL) };
+    let mut machine = machine();
+    let key = machine.number();
+    *machine.domains.get_mut(&handle).expect("the domain is there") += 1;
+    let (address, bytes) = (mapped.address(), length as u64);
+    // SAFETY: it is mapped as long as the value lives.
+    unsafe { pages::touch(address, length) };
+    let region = Region { domain: handle, address, iova, bytes, _mapped: Some(mapped) };
+    machine.regions.insert(key, region);
+    let (local_key, remote_key, address) = (key, key, null_mut());
+    made(MemoryRegion { context, domain, address, length, handle: key, local_key, remote_key })
 }
 
 #[unsafe(no_mangle)]

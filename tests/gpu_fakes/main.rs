@@ -13,6 +13,7 @@ mod faults;
 mod graphs;
 mod model;
 mod peers;
+mod rdma;
 mod relay;
 mod rig;
 mod server;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::RdmaConfig;
-use crate::engine::{Errand, Work, asking};
+use crate::engine::{Errand, Source, Sourcing, Work, asking};
 use crate::rdma::{Address, NullFabric, QueuePairNumber, Target};
 
 fn bench() -> (Bench, NullFabric) {
@@ -251,10 +251,11 @@ fn copy_to_a_peer_is_registered_once_and_asks_for_its_place() {
     let Progress::Peer(errand) = bench.engine.advance(&mut batch, bench.now) else {
         panic!("it is for another host");
     };
-    let Work::Copies(parcels) = errand.work else { panic!("it is a copy") };
+    let Work::Copies(mut parcels) = errand.work else { panic!("it is a copy") };
     for _ in 0..2 {
-        assert!(bench.engine.source(&parcels[0]).unwrap().is_some(), "there is RDMA");
-        assert!(bench.engine.register(&parcels[0]).unwrap().local().is_some());
+        let sourcing = bench.engine.source(&mut parcels[0], bench.now).unwrap();
+        let Sourcing::Ready(source) = sourcing else { panic!("there is RDMA") };
+        assert!(source.promise.local().is_some());
         assert_eq!(fabric.registered(), 1);
     }
     let other = "SessionKey(host='other', idx=2, nonce='m')";
@@ -267,7 +268,8 @@ fn copy_to_a_peer_is_registered_once_and_asks_for_its_place() {
         asking::connect(&parcels[0], "h#0.0", address),
         format!("IBConnect(session={other}, host='h#0.0', gid=b'0123456789abcdef', qp_num=9)")
     );
-    assert!(Bench::new().engine.source(&parcels[0]).unwrap().is_none(), "there is no RDMA");
+    let sourcing = Bench::new().engine.source(&mut parcels[0], bench.now).unwrap();
+    assert!(matches!(sourcing, Sourcing::Never), "there is no RDMA");
 }
 
 /// A copy of one buffer of `$a` onto another.
@@ -310,15 +312,20 @@ fn source_is_registered_as_the_copy_found_it_whatever_has_its_number_now() {
     let (mut bench, fabric) = bench();
     bench.ok(TWO_BUFFERS);
     let copy = "Transfer(1, SessionKey(host='other', idx=2, nonce='m'), 7, session=$a)";
-    let parcels = parcels_of(&mut bench, copy);
-    let source = bench.engine.source(&parcels[0]).unwrap().expect("there is RDMA");
-    assert!(source.after.is_some());
-    assert_eq!(fabric.registered(), 0, "that comes once its device is past its work");
+    bench.control.hold();
+    bench.ok(OWN_COPY);
+    let mut parcels = parcels_of(&mut bench, copy);
+    let sourcing = bench.engine.source(&mut parcels[0], bench.now).unwrap();
+    let Sourcing::Later(wait) = sourcing else { panic!("work is queued") };
+    assert_eq!(fabric.registered(), 0);
     bench.ok("BufferFree(1, session=$a), BufferAlloc(1, 50, $spec, session=$a)");
+    assert!(bench.control.complete_next(0));
+    assert!(bench.engine.is_over(&wait, bench.now));
     let named = targets(&bench.ok(&iovas(&[1])));
-    let promise = bench.engine.register(&parcels[0]).unwrap();
+    let sourcing = bench.engine.source(&mut parcels[0], bench.now).unwrap();
+    let Sourcing::Ready(Source { promise, .. }) = sourcing else { panic!("it is past its work") };
     let target = promise.target().expect("this fabric does it at once").unwrap();
     assert_eq!((target.bytes, named[0].bytes), (100, 50));
-    drop(promise);
+    drop((promise, parcels));
     assert_eq!(fabric.registered(), 1, "what has no number goes with the copy");
 }

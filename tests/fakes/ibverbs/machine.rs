@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 
+use super::dmabuf::Mapped;
 use super::pages;
 
 pub(crate) type Gid = [u8; 16];
@@ -34,6 +35,8 @@ pub(crate) struct Region {
     pub(crate) address: usize,
     pub(crate) iova: u64,
     pub(crate) bytes: u64,
+    /// Of another device's memory, which is mapped for this.
+    pub(crate) _mapped: Option<Mapped>,
 }
 
 impl Region {

@@ -1,0 +1,297 @@
+//! Servers of GPUs whose memory a network card reaches: neither GPU nor card is there, and what one
+//! server's card writes is in the other's device.
+
+use std::sync::Arc;
+
+use crate::rig::pattern;
+use crate::support::client::Client;
+use crate::support::fakes::Watch;
+use crate::support::{Server, ServerBuilder};
+
+const CONNECTED: &str = "connected by RDMA";
+/// The fake HIP's version from which on memory can be shared.
+const HIP_VERSION: (&str, &str) = ("FAKE_HIP_VERSION", "70253211");
+
+/// What a server runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    device: &'static str,
+    isolation: &'static str,
+}
+
+const CPU: Kind = Kind { device: "cpu", isolation: "session" };
+
+fn gpus() -> impl Iterator<Item = Kind> {
+    let of = |device| ["session", "process"].map(|isolation| Kind { device, isolation });
+    ["cuda", "hip"].into_iter().flat_map(of)
+}
+
+/// A server and what the fakes under it say.
+struct Host {
+    server: Server,
+    watch: Arc<Watch>,
+}
+
+impl Host {
+    fn start(kind: Kind) -> Host {
+        Host::with(kind, &[])
+    }
+
+    fn with(kind: Kind, more: &[(&str, &str)]) -> Host {
+        let libraries: &[&str] = match kind.device {
+            "cuda" => &["cuda", "nvrtc", "ibverbs"],
+            "hip" => &["hip", "comgr", "ibverbs"],
+            _ => &["ibverbs"],
+        };
+        let watch = Watch::of_confined(libraries);
+        let builder = Server::builder().device(kind.device).args(["--rdma=auto", "--no-cache"]);
+        let builder = builder.args(["--isolation", kind.isolation]).arg("--peer-timeout=5");
+        let environment = watch.environment();
+        let environment = environment.iter().map(|(name, value)| (&**name, &**value));
+        let builder = environment.chain([HIP_VERSION]).chain(more.iter().copied()).fold(
+            builder,
+            |builder: ServerBuilder, (name, value)| {
+                let builder = builder.env(name, value);
+                match name.starts_with("FAKE_") {
+                    true => builder.arg(&format!("--driver-env={name}")),
+                    false => builder,
+                }
+            },
+        );
+        Host { server: builder.start(), watch: Arc::new(watch) }
+    }
+
+    fn client(&self, bytes: u64) -> Client {
+        let name = format!("pair{bytes}");
+        let mut client = Client::connect(self.server.address(), &name).naming_its_server();
+        client.batch(&[client.alloc(1, bytes), client.alloc(2, bytes)], &[]).ok();
+        client
+    }
+
+    /// How often it has connected to another by RDMA.
+    fn connected(&self) -> usize {
+        self.server.stderr().matches(CONNECTED).count()
+    }
+
+    fn finish(self) {
+        assert_eq!(self.server.stop().code(), Some(0));
+        self.watch.assert_clean();
+    }
+}
+
+/// Has `from` write its buffer 1 to buffer 2 of `to`.
+fn transfer(from: &Client, to: &Client) -> String {
+    let (session, to) = (from.session(0), to.key(0));
+    format!("Transfer({session}, buffer_num=1, dsession={to}, dbuffer_num=2)")
+}
+
+/// Copies of several lengths from one kind of server to another.
+fn copies(near: Kind, far: Kind) -> [Host; 2] {
+    let hosts = [Host::start(near), Host::start(far)];
+    for bytes in [1_usize, 4096, 300_001, (5 << 20) + 7] {
+        let [mut near, mut far] = hosts.each_ref().map(|host| host.client(bytes as u64));
+        let data = pattern(bytes);
+        near.batch(&[near.copy_in(1, &data), transfer(&near, &far)], &[&data]).ok();
+        assert!(far.batch(&[far.copy_out(2)], &[]).ok() == data, "{bytes} bytes");
+    }
+    let said = hosts[0].server.stderr();
+    assert!(hosts[0].connected() > 0, "{said}");
+    // Over HTTP they would have been read first.
+    let read =
+        ["cuMemcpyDtoHAsync_v2", "hipMemcpyDtoHAsync"].map(|call| hosts[0].watch.calls(call));
+    assert_eq!(read, [0, 0], "{said}");
+    hosts
+}
+
+#[test]
+fn copy_from_device_to_device_is_written_by_the_card() {
+    for kind in gpus() {
+        for host in copies(kind, kind) {
+            // Nothing went through this server's memory, but what the client has read.
+            let [cuda, hip] = ["cuMemPoolCreate", "hipMemPoolCreate"];
+            assert_eq!(host.watch.calls(cuda) + host.watch.calls(hip), 0, "{kind:?}");
+            host.finish();
+        }
+    }
+}
+
+#[test]
+fn copies_between_a_device_and_a_servers_own_memory_are_written_by_the_card() {
+    for kind in gpus() {
+        copies(kind, CPU).into_iter().for_each(Host::finish);
+        copies(CPU, kind).into_iter().for_each(Host::finish);
+    }
+}
+
+/// What a graph of two hosts does on one of them, in rounds: its kernel sees what the other wrote.
+fn rounds(kind: Kind, more: &[(&str, &str)]) -> [Host; 2] {
+    const BYTES: usize = 256;
+    let hosts = [Host::with(kind, more), Host::with(kind, more)];
+    let [mut near, mut far] = hosts.each_ref().map(|host| host.client(BYTES as u64));
+    let source = match kind.device {
+        "cuda" => "extern \"C\" __global__ void increment_i32(int* data0) {}",
+        _ => "extern \"C\" __attribute__((global)) void increment_i32(int* data0) {}",
+    };
+    for client in [&mut near, &mut far] {
+        client.batch(&[client.program("increment_i32", source)], &[source.as_bytes()]).ok();
+    }
+    let run = |client: &Client, buffer| {
+        let command = client.exec("increment_i32", source, &[buffer], false);
+        let command = command.replace("global_size=None", "global_size=(4, 1, 1)");
+        command.replace("local_size=None", "local_size=(16, 1, 1)")
+    };
+    for round in 0..10_i32 {
+        let data = round.to_ne_bytes().repeat(BYTES / 4);
+        let (number, session, to) = (round, near.session(0), far.key(0));
+        let event = format!("Event({session}, event_session={to}, event={number})");
+        let wait = format!("Wait({}, event={number})", far.session(0));
+        far.send(&[wait, run(&far, 2), far.copy_out(2)], &[]);
+        let begin = [near.copy_in(1, &data), run(&near, 1), transfer(&near, &far), event];
+        near.batch(&begin, &[&data]).ok();
+        let expected = (round + 2).to_ne_bytes().repeat(BYTES / 4);
+        assert!(far.receive().ok() == expected, "round {round} of {kind:?}");
+    }
+    hosts
+}
+
+#[test]
+fn kernels_see_what_the_card_has_written_behind_an_event() {
+    for kind in gpus() {
+        for host in rounds(kind, &[]) {
+            assert_eq!(host.watch.calls("cuFlushGPUDirectRDMAWrites"), 0);
+            host.finish();
+        }
+    }
+}
+
+#[test]
+fn device_that_does_not_order_the_cards_writes_is_told_to_look() {
+    for isolation in ["session", "process"] {
+        let kind = Kind { device: "cuda", isolation };
+        let [near, far] = rounds(kind, &[("FAKE_GPU_FLUSHES", "1")]);
+        assert_eq!(near.watch.calls("cuFlushGPUDirectRDMAWrites"), 0, "nobody writes there");
+        // From the second round on its place is known before the batch begins.
+        let flushes = far.watch.calls("cuFlushGPUDirectRDMAWrites");
+        assert!(flushes >= 10, "{flushes} for ten events");
+        near.finish();
+        far.finish();
+    }
+}
+
+/// A copy that goes over HTTP, and what the server says of it.
+fn over_http(kind: Kind, more: &[(&str, &str)]) -> Host {
+    let [near, far] = [Host::with(kind, more), Host::start(kind)];
+    {
+        let [mut one, mut other] = [&near, &far].map(|host| host.client(300_001));
+        let data = pattern(300_001);
+        for _ in 0..2 {
+            one.batch(&[one.copy_in(1, &data), transfer(&one, &other)], &[&data]).ok();
+            assert!(other.batch(&[other.copy_out(2)], &[]).ok() == data);
+            other.batch(&[transfer(&other, &one)], &[]).ok();
+        }
+    }
+    far.finish();
+    near
+}
+
+#[test]
+fn servers_without_descriptors_or_a_card_for_them_copy_over_http() {
+    for kind in gpus() {
+        for (refusal, words) in [
+            (("FAKE_GPU_CARDS", "0"), "no descriptors (dmabuf)"),
+            (("FAKE_IBVERBS_DMABUF", "0"), "network card could not be told"),
+        ] {
+            if refusal.0 == "FAKE_GPU_CARDS" && kind.device == "hip" {
+                continue;
+            }
+            let host = over_http(kind, &[refusal]);
+            let client = host.client(4);
+            drop(client);
+            let said = host.server.stderr();
+            assert_eq!(said.matches("no RDMA: ").count(), 1, "{said}");
+            assert!(said.contains(words), "{said}");
+            assert_eq!(host.connected(), 0, "{said}");
+            let pools = host.watch.calls("cuMemPoolCreate") + host.watch.calls("hipMemPoolCreate");
+            assert!(pools > 0, "memory comes from pools as ever");
+            host.finish();
+        }
+    }
+}
+
+#[test]
+fn buffer_that_the_card_does_not_take_is_copied_over_http() {
+    let kind = Kind { device: "cuda", isolation: "session" };
+    let host = over_http(kind, &[("FAKE_IBVERBS_DMABUF", "100000")]);
+    let said = host.server.stderr();
+    assert!(said.contains("no RDMA"), "the sample is longer: {said}");
+    host.finish();
+    let host = over_http(
+        Kind { device: "cuda", isolation: "process" },
+        &[("FAKE_GPU_FAIL", "cuMemGetHandleForAddressRange:801:from=2")],
+    );
+    assert_eq!(host.server.stderr().matches("no RDMA").count(), 0);
+    host.finish();
+}
+
+#[test]
+fn buffer_that_was_freed_is_not_written_by_its_old_key() {
+    for kind in gpus() {
+        let hosts = [Host::start(kind), Host::start(kind)];
+        let [mut near, mut far] = hosts.each_ref().map(|host| host.client(5000));
+        let (zeros, data) = (vec![0; 5000], pattern(5000));
+        near.batch(&[near.copy_in(1, &data), transfer(&near, &far)], &[&data]).ok();
+        let free = format!("BufferFree({}, buffer_num=2)", far.session(0));
+        // What is there now has the old one's memory.
+        far.batch(&[free, far.alloc(3, 5000)], &[]).ok();
+        let failure = near.batch(&[transfer(&near, &far)], &[]).failure();
+        assert!(failure.contains("unknown buffer 2"), "{failure}");
+        assert!(far.batch(&[far.copy_out(3)], &[]).ok() == zeros);
+        far.batch(&[far.alloc(2, 5000)], &[]).ok();
+        near.batch(&[transfer(&near, &far)], &[]).ok();
+        assert!(far.batch(&[far.copy_out(2)], &[]).ok() == data);
+        drop((near, far));
+        hosts.into_iter().for_each(Host::finish);
+    }
+}
+
+/// The processes that drive a server's devices.
+fn workers(server: &Server) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let mut workers = Vec::new();
+    for task in tasks {
+        let list = std::fs::read_to_string(task.unwrap().path().join("children"));
+        workers.extend(
+            list.unwrap_or_default().split_whitespace().map(|pid| pid.parse::<i32>().unwrap()),
+        );
+    }
+    workers
+}
+
+#[test]
+fn worker_that_is_killed_takes_its_own_session_only() {
+    for device in ["cuda", "hip"] {
+        for end in 0..2 {
+            let kind = Kind { device, isolation: "session" };
+            let hosts = [Host::start(kind), Host::start(kind)];
+            let [mut near, mut far] = hosts.each_ref().map(|host| host.client(1 << 20));
+            near.batch(&[transfer(&near, &far)], &[]).ok();
+            let beside = [0, 1].map(|at: usize| hosts[at].client(5000));
+            let worker = workers(&hosts[end].server)[0];
+            let pid = rustix::process::Pid::from_raw(worker).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            let lost = |client: &mut Client| {
+                let reply = client.batch(&[client.copy_out(1)], &[]);
+                reply.status != 200
+            };
+            let client = if end == 0 { &mut near } else { &mut far };
+            crate::support::wait::wait_until("the session is lost", || lost(client));
+            let _ = near.batch(&[transfer(&near, &far)], &[]);
+            let [mut one, mut other] = beside;
+            let data = pattern(5000);
+            one.batch(&[one.copy_in(1, &data), transfer(&one, &other)], &[&data]).ok();
+            assert!(other.batch(&[other.copy_out(2)], &[]).ok() == data);
+            drop((near, far, one, other));
+            hosts.into_iter().for_each(Host::finish);
+        }
+    }
+}
