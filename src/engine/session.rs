@@ -319,6 +319,8 @@ impl Session {
         }
         if self.lost.is_some() {
             self.staged.clear();
+            // A network card would keep memory that nobody accounts for any more.
+            self.registrations.clear();
             return false;
         }
         device.last() > self.completed

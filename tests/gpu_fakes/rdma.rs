@@ -254,6 +254,64 @@ fn buffer_that_was_freed_is_not_written_by_its_old_key() {
     }
 }
 
+/// Several messages, of which the first are written when the next thing happens.
+const LONG: usize = 12 << 20;
+
+#[test]
+fn buffer_that_is_freed_in_the_middle_of_a_write_is_not_written_any_more() {
+    for kind in gpus() {
+        let hosts = [Host::start(kind), Host::start(kind)];
+        let [mut near, mut far] = hosts.each_ref().map(|host| host.client(LONG as u64));
+        let (data, zeros) = (pattern(LONG), vec![0; LONG]);
+        near.batch(&[near.copy_in(1, &data), transfer(&near, &far)], &[&data]).ok();
+        for round in 0..2 {
+            near.send(&[transfer(&near, &far)], &[]);
+            let free = |buffer| format!("BufferFree({}, buffer_num={buffer})", far.session(0));
+            // What comes next has the same memory.
+            let again = [free(2), far.alloc(3, LONG as u64), far.copy_out(3)];
+            assert!(far.batch(&again, &[]).ok() == zeros, "round {round} of {kind:?}");
+            let reply = near.receive();
+            if reply.status != 200 {
+                let failure = reply.failure();
+                let is_known =
+                    ["unknown buffer 2", "REM_ACCESS"].iter().any(|why| failure.contains(why));
+                assert!(is_known, "{failure}");
+            }
+            assert!(far.batch(&[far.copy_out(3)], &[]).ok() == zeros, "round {round} of {kind:?}");
+            let back = format!("BufferFree({}, buffer_num=3)", far.session(0));
+            far.batch(&[back, far.alloc(2, LONG as u64)], &[]).ok();
+        }
+        near.batch(&[transfer(&near, &far)], &[]).ok();
+        assert!(far.batch(&[far.copy_out(2)], &[]).ok() == data);
+        drop((near, far));
+        hosts.into_iter().for_each(Host::finish);
+    }
+}
+
+#[test]
+fn source_that_is_freed_in_the_middle_of_a_write_is_there_until_its_end() {
+    for kind in gpus() {
+        let hosts = [Host::start(kind), Host::start(kind)];
+        let [mut near, mut far] = hosts.each_ref().map(|host| host.client(LONG as u64));
+        let data = pattern(LONG);
+        near.batch(&[near.copy_in(1, &data), transfer(&near, &far)], &[&data]).ok();
+        for _ in 0..2 {
+            let mut other = Client::connect(hosts[0].server.address(), &format!("pair{LONG}"))
+                .naming_its_server();
+            near.send(&[transfer(&near, &far)], &[]);
+            let free = format!("BufferFree({}, buffer_num=1)", other.session(0));
+            other.batch(&[free], &[]).ok();
+            let reply = near.receive();
+            assert!(reply.status == 200 || reply.failure().contains("unknown buffer 1"));
+            near.batch(&[near.alloc(1, LONG as u64), near.copy_in(1, &data)], &[&data]).ok();
+        }
+        near.batch(&[transfer(&near, &far)], &[]).ok();
+        assert!(far.batch(&[far.copy_out(2)], &[]).ok() == data);
+        drop((near, far));
+        hosts.into_iter().for_each(Host::finish);
+    }
+}
+
 /// The processes that drive a server's devices.
 fn workers(server: &Server) -> Vec<i32> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
@@ -268,25 +326,26 @@ fn workers(server: &Server) -> Vec<i32> {
 }
 
 #[test]
-fn worker_that_is_killed_takes_its_own_session_only() {
+fn worker_that_is_killed_in_the_middle_of_a_write_takes_its_own_session_only() {
     for device in ["cuda", "hip"] {
         for end in 0..2 {
             let kind = Kind { device, isolation: "session" };
             let hosts = [Host::start(kind), Host::start(kind)];
-            let [mut near, mut far] = hosts.each_ref().map(|host| host.client(1 << 20));
+            let [mut near, mut far] = hosts.each_ref().map(|host| host.client(LONG as u64));
             near.batch(&[transfer(&near, &far)], &[]).ok();
-            let beside = [0, 1].map(|at: usize| hosts[at].client(5000));
             let worker = workers(&hosts[end].server)[0];
+            let [mut one, mut other] = hosts.each_ref().map(|host| host.client(5000));
+            near.send(&[transfer(&near, &far)], &[]);
             let pid = rustix::process::Pid::from_raw(worker).unwrap();
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-            let lost = |client: &mut Client| {
-                let reply = client.batch(&[client.copy_out(1)], &[]);
-                reply.status != 200
-            };
+            let reply = near.receive();
+            assert!(reply.status == 200 || reply.failure().contains("start a new session"));
             let client = if end == 0 { &mut near } else { &mut far };
-            crate::support::wait::wait_until("the session is lost", || lost(client));
-            let _ = near.batch(&[transfer(&near, &far)], &[]);
-            let [mut one, mut other] = beside;
+            crate::support::wait::wait_until("the session is lost", || {
+                client.batch(&[client.copy_out(1)], &[]).status != 200
+            });
+            let failure = near.batch(&[transfer(&near, &far)], &[]).failure();
+            assert!(failure.contains("start a new session"), "{failure}");
             let data = pattern(5000);
             one.batch(&[one.copy_in(1, &data), transfer(&one, &other)], &[&data]).ok();
             assert!(other.batch(&[other.copy_out(2)], &[]).ok() == data);
@@ -294,4 +353,31 @@ fn worker_that_is_killed_takes_its_own_session_only() {
             hosts.into_iter().for_each(Host::finish);
         }
     }
+}
+
+/// The lines of `outboard check` about RDMA.
+fn check(libraries: &[&str], more: &[(&str, &str)]) -> String {
+    let watch = Watch::new(libraries);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_outboard"));
+    command.arg("check").envs(watch.environment()).env(HIP_VERSION.0, HIP_VERSION.1);
+    let output = command.envs(more.iter().copied()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    watch.assert_clean();
+    text.lines().filter(|line| line.contains("RDMA")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn check_says_whether_the_card_reaches_the_devices_memory() {
+    for (library, subject) in [("cuda", "CUDA+RDMA"), ("hip", "HIP+RDMA")] {
+        let lines = check(&[library, "ibverbs"], &[]);
+        assert!(lines.contains("ok     RDMA       fake0"), "{lines}");
+        let is_it = |line: &&str| line.split_whitespace().nth(1) == Some(subject);
+        let line = lines.lines().find(is_it).unwrap();
+        assert!(line.starts_with("ok ") && line.contains("reaches its memory"), "{line}");
+        let lines = check(&[library, "ibverbs"], &[("FAKE_IBVERBS_DMABUF", "0")]);
+        let line = lines.lines().find(is_it).unwrap();
+        assert!(line.starts_with("lacks ") && line.contains("over HTTP"), "{line}");
+    }
+    let lines = check(&["cuda", "ibverbs"], &[("FAKE_GPU_CARDS", "0")]);
+    assert!(lines.contains("lacks  CUDA+RDMA"), "{lines}");
 }
