@@ -6,9 +6,9 @@
 //!
 //! The peer is asked over HTTP for a connection, and for the place of each destination, once. A
 //! place is good as long as its buffer; by one that is not, the peer's device refuses what is
-//! written, and the peer is asked again. Nothing is registered or written before the source's device is
-//! past the work that it had when the copy was asked for. One errand uses a link at a time; one that fails or is given up takes the
-//! link with it, and the next makes a new one.
+//! written, and the peer is asked again. Nothing is registered or written before the source's
+//! device is past the work that it had when the copy was asked for. One errand uses a link at a
+//! time; one that fails or is given up takes the link with it, and the next makes a new one.
 //!
 //! The peer's ends of a link belong to the HTTP connection that asked for them. So that connection
 //! serves nothing else and lasts as long as the link: a link that nobody used for a while ends with

@@ -3,10 +3,10 @@
 //!
 //! It has what outboard calls and no more; [`machine`] says what it does. Structures are those of
 //! `infiniband/verbs.h`, as far as the caller looks at them or the library at what it is given. A
-//! broken rule (an object that is freed while others need it, a queue that overflows, memory that is
-//! given back while it is registered) ends the process with a message. `FAKE_IBVERBS_LOSE=3` has the
-//! process's third completion never come; `FAKE_IBVERBS_DMABUF=4096` is a card that takes no more
-//! bytes of another device's memory at a time, and with 0 none at all.
+//! broken rule (an object that is freed while others need it, a queue that overflows, memory that
+//! is given back while it is registered) ends the process with a message. `FAKE_IBVERBS_LOSE=3` has
+//! the process's third completion never come; `FAKE_IBVERBS_DMABUF=4096` is a card that takes no
+//! more bytes of another device's memory at a time, and with 0 none at all.
 
 #![allow(non_snake_case, reason = "the names are the library's")]
 
