@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -262,6 +263,37 @@ fn source_that_crashes_the_compiler_fails_cleanly() {
             }
         }
         assert!(compile(&service, "void f(void) { }\n").is_ok());
+    }
+}
+
+/// Where nobody has made the links that systems have in `/dev`, as in the smallest of containers.
+#[test]
+fn gcc_compiles_where_dev_has_no_stdout() {
+    let new_dev = tempfile::tempdir().unwrap();
+    let script = "set -e
+        mount -t tmpfs none \"$1\"
+        for name in null urandom zero; do
+            : >\"$1/$name\"
+            mount --bind /dev/$name \"$1/$name\"
+        done
+        mount --rbind \"$1\" /dev
+        echo mounted
+        exec \"$2\" --listen 127.0.0.1:0 --device cpu --no-cache \
+            --compiler \"$(command -v gcc)\"";
+    let mut server = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"])
+        .args([new_dev.path(), Path::new(env!("CARGO_BIN_EXE_outboard"))])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let lines: Vec<String> = lines.map_while(Result::ok).take(2).collect();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    match &lines[..] {
+        [] => skip("all of it", "needs unshare, and a user who may make name spaces"),
+        lines => assert!(lines.last().unwrap().contains("listening on"), "{lines:?}"),
     }
 }
 

@@ -65,10 +65,11 @@ const FLAGS_GCC: [&str; 15] = [
     "-fno-diagnostics-show-caret",
     "-fmax-errors=8",
     // No temporary files, and so no directory to write to. The object goes to memory: the assembler
-    // has to seek in it, which a pipe cannot do.
+    // has to seek in it, which a pipe cannot do. `/dev/stdout` is a link to this that not every
+    // system makes.
     "-pipe",
     "-o",
-    "/dev/stdout",
+    "/proc/self/fd/1",
     "-c",
     "-",
 ];
