@@ -317,7 +317,11 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     config.crowds = Some(crowds);
     config.nodes = cores::nodes(Path::new("/sys"), &cores);
     if let Some(fabric) = &fabric {
-        info!(device = %fabric.device().chosen(), "other servers may write buffers by RDMA");
+        let device = fabric.device().chosen();
+        match fabric.lets_peers_write() {
+            true => info!(%device, "other servers may write buffers by RDMA"),
+            false => info!(%device, "buffers of other servers are written by RDMA"),
+        }
         raise_limit(Resource::Memlock);
     }
     config.fabric = fabric;
@@ -506,12 +510,12 @@ fn gpu_platform(
     let config = GpuConfig::find(vendor, arguments.kernel_timeout, source, compile)?;
     config.names().for_each(|device| info!(device, "found"));
     let name = config.name();
-    let config = match fabric.as_ref().map(|fabric| reaches(fabric, &config)) {
+    let config = match fabric.as_mut().map(|fabric| (reaches(fabric, &config), fabric)) {
         None => config,
-        Some(Ok(())) => config.exporting(),
-        Some(Err(why)) => {
-            info!(why, "no RDMA: the network card does not reach the devices' memory");
-            *fabric = None;
+        Some((Ok(()), _)) => config.exporting(),
+        Some((Err(why), fabric)) => {
+            info!(why, "the network card does not reach the devices' memory");
+            fabric.let_no_peer_write();
             config
         }
     };

@@ -160,9 +160,8 @@ impl Region {
         if offset.checked_add(bytes)? > range.bytes() {
             return None;
         }
-        let block = range.block();
-        let file = Arc::clone(block.segment().file());
-        Some(SharedBytes { file, offset: block.offset() + offset, bytes })
+        let all = SharedBytes::of(range);
+        Some(SharedBytes { offset: all.offset + offset, bytes, ..all })
     }
 
     /// The memory of a region on a GPU.
@@ -403,6 +402,14 @@ pub struct SharedBytes {
 }
 
 impl SharedBytes {
+    /// All bytes of a range.
+    #[must_use]
+    pub fn of(range: &shared::Range) -> SharedBytes {
+        let (block, bytes) = (range.block(), range.bytes());
+        let file = Arc::clone(block.segment().file());
+        SharedBytes { file, offset: block.offset(), bytes }
+    }
+
     /// Where they begin: mapped for reading and writing.
     #[must_use]
     pub fn address(&self) -> NonNull<u8> {

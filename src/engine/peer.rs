@@ -84,6 +84,12 @@ impl Parcel {
         &self.to
     }
 
+    /// The bytes once more, of which nothing has been read yet.
+    #[must_use]
+    pub fn again(&self) -> Output {
+        Output::Later(Rest { session: self.from.0, buffer: self.buffer.clone() })
+    }
+
     /// How clients name this server.
     #[must_use]
     pub fn from_host(&self) -> &str {

@@ -149,6 +149,17 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Whose bytes a parcel has.
+    ///
+    /// # Errors
+    ///
+    /// Where its session is gone.
+    pub fn identity_of(&self, parcel: &Parcel) -> Result<Identity, Cause> {
+        Ok(self.get(parcel.from.0)?.identity())
+    }
+}
+
 /// How a parcel gets to another server's memory.
 #[derive(Debug)]
 pub enum Sourcing {
@@ -162,7 +173,6 @@ pub enum Sourcing {
 /// A buffer that is to be written to another server's memory.
 #[derive(Debug)]
 pub struct Source {
-    pub identity: Identity,
     pub promise: Promise,
     /// The work that has to be done before.
     pub after: Option<(SessionId, Fence)>,
@@ -176,12 +186,11 @@ impl Engine {
     /// Where the session is gone, or the device has no more.
     pub fn source(&mut self, parcel: &mut Parcel, now: Instant) -> Result<Sourcing, Cause> {
         let Some(fabric) = &self.rdma.fabric else { return Ok(Sourcing::Never) };
-        let identity = self.get(parcel.from.0)?.identity();
-        let reach = fabric.reach(identity)?;
+        let reach = fabric.reach(self.get(parcel.from.0)?.identity())?;
         match self.registration_of(parcel, &*reach, now) {
             Ok(Found::Never) => Ok(Sourcing::Never),
             Ok(Found::Registered(promise)) => {
-                Ok(Sourcing::Ready(Source { identity, promise, after: parcel.after }))
+                Ok(Sourcing::Ready(Source { promise, after: parcel.after }))
             }
             Ok(Found::Wait(wait)) | Err(Stop::Retry(wait)) => Ok(Sourcing::Later(wait)),
             Err(Stop::Failed(cause)) => Err(cause),

@@ -84,12 +84,24 @@ pub struct DeviceFabric {
     device: Arc<Device>,
     /// Domains that something belongs to.
     domains: Arc<Mutex<HashMap<Identity, Weak<Domain>>>>,
+    lets_peers_write: bool,
 }
 
 impl DeviceFabric {
     #[must_use]
     pub fn new(device: Arc<Device>) -> DeviceFabric {
-        DeviceFabric { device, domains: Arc::default() }
+        DeviceFabric { device, domains: Arc::default(), lets_peers_write: true }
+    }
+
+    /// From now on only this server writes others' memory: there is none here that the card
+    /// reaches.
+    pub fn let_no_peer_write(&mut self) {
+        self.lets_peers_write = false;
+    }
+
+    #[must_use]
+    pub fn lets_peers_write(&self) -> bool {
+        self.lets_peers_write
     }
 
     #[must_use]

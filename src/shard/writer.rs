@@ -1,8 +1,9 @@
 //! Copies to other servers' buffers by RDMA, where both servers have it.
 //!
 //! Owns: the link to each peer for each identity of this shard, and how long a write may take
-//! without a word of its device. Absent: queue pairs and what is posted when (`rdma`), and copies
-//! over HTTP (`peer`), which are made where a peer has no RDMA or cannot be reached by it.
+//! without a word of its device. Absent: what goes through memory of the server's own (`stage`),
+//! queue pairs and what is posted when (`rdma`), and copies over HTTP (`peer`), which are made
+//! where a peer has no RDMA or cannot be reached by it.
 //!
 //! The peer is asked over HTTP for a connection, and for the place of each destination, once. A
 //! place is good as long as its buffer; by one that is not, the peer's device refuses what is
@@ -14,6 +15,8 @@
 //! serves nothing else and lasts as long as the link: a link that nobody used for a while ends with
 //! it, and one whose peer has ended the connection is of no use any more.
 
+mod stage;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -24,6 +27,7 @@ use std::time::Instant;
 
 use tracing::{debug, info};
 
+use self::stage::Stage;
 use super::Shard;
 use super::completion::Cancel;
 use super::peer::{Link as Held, To, Trouble};
@@ -59,6 +63,8 @@ struct Writer {
     /// What the peer's ends belong to.
     held_by: Held,
     places: Places,
+    /// Made when it is first needed.
+    stage: Option<Stage>,
     /// What the link's descriptor names.
     descriptor: Rc<OwnedFd>,
 }
@@ -153,12 +159,13 @@ impl Shard {
         mut parcels: Vec<Parcel>,
     ) -> Result<Option<Vec<Parcel>>, Trouble> {
         let Some(fabric) = self.config.fabric.clone() else { return Ok(Some(parcels)) };
-        let Some(sources) = self.sources(&mut parcels).await? else { return Ok(Some(parcels)) };
-        let Some(first) = sources.first() else { return Ok(None) };
+        let Some(first) = parcels.first() else { return Ok(None) };
+        let identity = self.engine.borrow().identity_of(first).map_err(Trouble::Here)?;
+        let sources = self.sources(&mut parcels).await?;
         if parcels.len() > PLACES_MAX {
             return Ok(Some(parcels));
         }
-        let key = (to.host().to_owned(), first.identity);
+        let key = (to.host().to_owned(), identity);
         loop {
             let Some((mut turnstile, kept)) = self.writers.enter(key.clone(), to.peer()).await
             else {
@@ -166,7 +173,7 @@ impl Shard {
             };
             let mut writer = match kept {
                 Some(writer) => writer,
-                None => match self.connect_writer(&fabric, to, first.identity, &parcels[0]).await {
+                None => match self.connect_writer(&fabric, to, identity, &parcels[0]).await {
                     Ok(writer) => Box::new(writer),
                     Err(trouble) => {
                         debug!(host = to.host(), %trouble, "no RDMA to this peer");
@@ -193,6 +200,11 @@ impl Shard {
                     };
                 }
             };
+            let needs_stage = sources.iter().any(Option::is_none);
+            if needs_stage && !self.has_stage(&mut writer, &fabric, identity).await {
+                self.keep_writer(turnstile, writer);
+                return Ok(Some(parcels));
+            }
             match self.write(&mut writer, &parcels, &sources, &targets).await {
                 Ok(()) => {
                     if !is_remembered {
@@ -208,8 +220,8 @@ impl Shard {
         }
     }
 
-    /// Where the bytes of parcels are for the network card, if it reaches all of them.
-    async fn sources(&self, parcels: &mut [Parcel]) -> Result<Option<Vec<Source>>, Trouble> {
+    /// Where the bytes of parcels are for the network card, as far as it reaches them.
+    async fn sources(&self, parcels: &mut [Parcel]) -> Result<Vec<Option<Source>>, Trouble> {
         loop {
             // What was begun for each is found when it is asked for again.
             let (mut sources, mut later) = (Vec::with_capacity(parcels.len()), None);
@@ -217,11 +229,11 @@ impl Shard {
                 let asked = self.engine.borrow_mut().source(parcel, Instant::now());
                 match asked.map_err(Trouble::Here)? {
                     Sourcing::Later(wait) => later = later.or(Some(wait)),
-                    Sourcing::Never => return Ok(None),
-                    Sourcing::Ready(source) => sources.push(source),
+                    Sourcing::Never => sources.push(None),
+                    Sourcing::Ready(source) => sources.push(Some(source)),
                 }
             }
-            let Some(wait) = later else { return Ok(Some(sources)) };
+            let Some(wait) = later else { return Ok(sources) };
             // Nobody cancels it but by dropping the task.
             let _ = self.wait(&Cancel::default(), &wait).await;
         }
@@ -266,7 +278,13 @@ impl Shard {
         let link = connecting.take().ok_or(RdmaError::LATE)??;
         let descriptor = link.descriptor().try_clone_to_owned()?;
         info!(host = to.host(), "connected by RDMA");
-        Ok(Writer { link, held_by, places: Places::default(), descriptor: Rc::new(descriptor) })
+        Ok(Writer {
+            link,
+            held_by,
+            places: Places::default(),
+            stage: None,
+            descriptor: Rc::new(descriptor),
+        })
     }
 
     /// Where the destinations are, which have to be as long as the sources.
@@ -298,20 +316,25 @@ impl Shard {
         &self,
         writer: &mut Writer,
         parcels: &[Parcel],
-        sources: &[Source],
+        sources: &[Option<Source>],
         targets: &[Target],
     ) -> Result<(), Trouble> {
         let cancel = Cancel::default();
-        for source in sources {
+        for source in sources.iter().flatten() {
             // Nobody cancels these but by dropping the task.
             let _ = self.wait(&cancel, &WaitFor::Rdma(source.promise.awaited())).await;
             if let Some((session, fence)) = source.after {
                 let _ = self.wait(&cancel, &WaitFor::Device { session, fence }).await;
             }
         }
-        let after: Vec<_> = sources.iter().filter_map(|source| source.after).collect();
+        let after: Vec<_> = sources.iter().flatten().filter_map(|source| source.after).collect();
         self.engine.borrow_mut().has_reached(&after).map_err(Trouble::Here)?;
+        let mut staged = Vec::new();
         for ((source, target), parcel) in sources.iter().zip(targets).zip(parcels) {
+            let Some(source) = source else {
+                staged.push((target, parcel));
+                continue;
+            };
             let (local, local_key) = source.promise.local().ok_or(RdmaError::LATE)??;
             let write = Write {
                 local,
@@ -322,7 +345,14 @@ impl Shard {
             };
             writer.link.submit(vec![write], source.promise.clone());
         }
-        self.drive(writer).await
+        self.drive(writer).await?;
+        // Back to the link at its end; what has failed goes with the link.
+        let Some(mut stage) = writer.stage.take() else { return Ok(()) };
+        for (target, parcel) in staged {
+            self.write_staged(writer, &mut stage, parcel, target).await?;
+        }
+        writer.stage = Some(stage);
+        Ok(())
     }
 
     /// Waits until all that a link has to write is written.

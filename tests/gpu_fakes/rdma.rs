@@ -178,24 +178,24 @@ fn device_that_does_not_order_the_cards_writes_is_told_to_look() {
     }
 }
 
-/// A copy that goes over HTTP, and what the server says of it.
-fn over_http(kind: Kind, more: &[(&str, &str)]) -> Host {
-    let [near, far] = [Host::with(kind, more), Host::start(kind)];
-    {
-        let [mut one, mut other] = [&near, &far].map(|host| host.client(300_001));
-        let data = pattern(300_001);
+/// Copies in both directions between a server with these settings and one without.
+fn there_and_back(kind: Kind, more: &[(&str, &str)]) -> [Host; 2] {
+    let hosts = [Host::with(kind, more), Host::start(kind)];
+    for bytes in [300_001, (9 << 20) + 3] {
+        let [mut one, mut other] = hosts.each_ref().map(|host| host.client(bytes as u64));
+        let data = [pattern(bytes), pattern(bytes + 1)[1..].to_vec()];
         for _ in 0..2 {
-            one.batch(&[one.copy_in(1, &data), transfer(&one, &other)], &[&data]).ok();
-            assert!(other.batch(&[other.copy_out(2)], &[]).ok() == data);
-            other.batch(&[transfer(&other, &one)], &[]).ok();
+            one.batch(&[one.copy_in(1, &data[0]), transfer(&one, &other)], &[&data[0]]).ok();
+            assert!(other.batch(&[other.copy_out(2)], &[]).ok() == data[0], "{bytes} bytes there");
+            other.batch(&[other.copy_in(1, &data[1]), transfer(&other, &one)], &[&data[1]]).ok();
+            assert!(one.batch(&[one.copy_out(2)], &[]).ok() == data[1], "{bytes} bytes back");
         }
     }
-    far.finish();
-    near
+    hosts
 }
 
 #[test]
-fn servers_without_descriptors_or_a_card_for_them_copy_over_http() {
+fn memory_out_of_the_cards_reach_is_written_from_the_servers_own_and_written_to_over_http() {
     for kind in gpus() {
         for (refusal, words) in [
             (("FAKE_GPU_CARDS", "0"), "no descriptors (dmabuf)"),
@@ -204,33 +204,57 @@ fn servers_without_descriptors_or_a_card_for_them_copy_over_http() {
             if refusal.0 == "FAKE_GPU_CARDS" && kind.device == "hip" {
                 continue;
             }
-            let host = over_http(kind, &[refusal]);
-            let client = host.client(4);
-            drop(client);
-            let said = host.server.stderr();
-            assert_eq!(said.matches("no RDMA: ").count(), 1, "{said}");
+            let [near, far] = there_and_back(kind, &[refusal]);
+            let said = near.server.stderr();
+            assert_eq!(said.matches("does not reach the devices' memory").count(), 1, "{said}");
             assert!(said.contains(words), "{said}");
-            assert_eq!(host.connected(), 0, "{said}");
-            let pools = host.watch.calls("cuMemPoolCreate") + host.watch.calls("hipMemPoolCreate");
+            assert!(near.connected() > 0, "{said}");
+            assert_eq!(far.connected(), 0, "{}", far.server.stderr());
+            let pools = near.watch.calls("cuMemPoolCreate") + near.watch.calls("hipMemPoolCreate");
             assert!(pools > 0, "memory comes from pools as ever");
-            host.finish();
+            near.finish();
+            far.finish();
         }
     }
 }
 
 #[test]
-fn buffer_that_the_card_does_not_take_is_copied_over_http() {
-    let kind = Kind { device: "cuda", isolation: "session" };
-    let host = over_http(kind, &[("FAKE_IBVERBS_DMABUF", "100000")]);
-    let said = host.server.stderr();
-    assert!(said.contains("no RDMA"), "the sample is longer: {said}");
-    host.finish();
-    let host = over_http(
-        Kind { device: "cuda", isolation: "process" },
-        &[("FAKE_GPU_FAIL", "cuMemGetHandleForAddressRange:801:from=2")],
+fn buffers_that_the_driver_has_no_descriptors_for_are_copied_all_the_same() {
+    let kind = Kind { device: "cuda", isolation: "process" };
+    // The first is the one that is tried when the server starts.
+    let fails = [("FAKE_GPU_FAIL", "cuMemGetHandleForAddressRange:801:from=2")];
+    let hosts = there_and_back(kind, &fails);
+    assert!(!hosts[0].server.stderr().contains("does not reach the devices"));
+    assert!(hosts.iter().all(|host| host.connected() > 0));
+    hosts.into_iter().for_each(Host::finish);
+}
+
+#[test]
+fn batch_of_buffers_within_the_cards_reach_and_out_of_it_arrives() {
+    let kind = Kind { device: "cuda", isolation: "process" };
+    let fails = [("FAKE_GPU_FAIL", "cuMemGetHandleForAddressRange:801:nth=2")];
+    let hosts = [Host::with(kind, &fails), Host::start(kind)];
+    let bytes = 3 << 20;
+    let [mut near, mut far] = hosts.each_ref().map(|host| host.client(bytes as u64));
+    let data = [pattern(bytes), pattern(bytes + 9)[9..].to_vec()];
+    near.batch(&[near.alloc(3, bytes as u64)], &[]).ok();
+    far.batch(&[far.alloc(4, bytes as u64)], &[]).ok();
+    let [source, to] = [near.key(0), far.key(0)];
+    let copy = format!(
+        "BatchTransfer({}, sbuffer_nums=[({source}, 1), ({source}, 3)], \
+         dbuffer_nums=[({to}, 2), ({to}, 4)])",
+        near.session(0)
     );
-    assert_eq!(host.server.stderr().matches("no RDMA").count(), 0);
-    host.finish();
+    let fill = [near.copy_in(1, &data[0]), near.copy_in(3, &data[1]), copy];
+    near.batch(&fill, &[&data[0], &data[1]]).ok();
+    for (buffer, data) in [(2, &data[0]), (4, &data[1])] {
+        assert!(far.batch(&[far.copy_out(buffer)], &[]).ok() == *data, "buffer {buffer}");
+    }
+    assert_eq!(hosts[0].connected(), 1);
+    assert!(hosts[0].watch.calls("cuMemcpyDtoHAsync_v2") > 0, "the first goes through the server");
+    assert_eq!(hosts[1].watch.calls("cuMemcpyHtoDAsync_v2"), 0, "the card writes both");
+    drop((near, far));
+    hosts.into_iter().for_each(Host::finish);
 }
 
 #[test]
