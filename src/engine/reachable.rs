@@ -1,6 +1,6 @@
 //! Memory of buffers that network cards reach.
 //!
-//! Owns: how a buffer's memory is registered: as it is where the server has it, else by a descriptor
+//! Owns: how a buffer is registered: as it is where the server has its memory, else by a descriptor
 //! that its device is asked for first; and that a device sees what peers have written. Absent: whom
 //! it is registered for (`rdma`).
 //!
