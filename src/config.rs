@@ -706,9 +706,7 @@ impl RdmaConfig {
     pub const PLACES_REMEMBERED_MAX: usize = 4096;
     /// Memory through which copies go that the network card cannot read where they are, two of them
     /// for each link: one message, which takes some 100 microseconds to copy.
-    pub const STAGE_BYTES: u64 = 1 << 20;
-    /// The same, as what is in memory.
-    pub const STAGE_BYTES_USED: usize = 1 << 20;
+    pub const STAGE_BYTES: usize = 1 << 20;
     /// What a thread of RDMA's may take to pin memory or to find a peer, with all that was asked of
     /// it before. A gigabyte takes a tenth of a second, a peer that is not there one second; what
     /// takes longer than this is a driver that hangs, and whoever waits for it hears so.

@@ -149,17 +149,6 @@ impl Engine {
     }
 }
 
-impl Engine {
-    /// Whose bytes a parcel has.
-    ///
-    /// # Errors
-    ///
-    /// Where its session is gone.
-    pub fn identity_of(&self, parcel: &Parcel) -> Result<Identity, Cause> {
-        Ok(self.get(parcel.from.0)?.identity())
-    }
-}
-
 /// How a parcel gets to another server's memory.
 #[derive(Debug)]
 pub enum Sourcing {
@@ -179,6 +168,15 @@ pub struct Source {
 }
 
 impl Engine {
+    /// Whose bytes a parcel has.
+    ///
+    /// # Errors
+    ///
+    /// Where its session is gone.
+    pub fn identity_of(&self, parcel: &Parcel) -> Result<Identity, Cause> {
+        Ok(self.get(parcel.from.0)?.identity())
+    }
+
     /// Begins to register what a parcel's bytes are in.
     ///
     /// # Errors

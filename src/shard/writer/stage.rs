@@ -53,7 +53,7 @@ impl Shard {
         let heap = Heap::new(Arc::clone(&self.config.staging));
         let half = || {
             let reach = fabric.reach(identity)?;
-            let memory = heap.alloc(RdmaConfig::STAGE_BYTES).map_err(Cause::from)?;
+            let memory = heap.alloc(RdmaConfig::STAGE_BYTES as u64).map_err(Cause::from)?;
             let promise = reach.register(SharedBytes::of(&memory));
             Ok::<_, Cause>((memory, promise))
         };
@@ -84,7 +84,7 @@ impl Shard {
             let rest = output.take_rest();
             let reading = rest.map(|rest| self.engine.borrow_mut().read_on(rest)).transpose();
             let reading = reading.map_err(Trouble::Here)?;
-            for bytes in output.as_bytes().chunks(RdmaConfig::STAGE_BYTES_USED) {
+            for bytes in output.as_bytes().chunks(RdmaConfig::STAGE_BYTES) {
                 at = self.write_piece(writer, stage, bytes, (target, at)).await?;
             }
             let Some(reading) = reading else { break };

@@ -158,6 +158,7 @@ fn constants_are_those_of_the_headers() {
         hipMemHandleTypeNone = hipMemAllocationHandleType_hipMemHandleTypeNone,
         hipMemLocationTypeDevice = hipMemLocationType_hipMemLocationTypeDevice,
         hipMemPoolAttrReleaseThreshold = hipMemPoolAttr_hipMemPoolAttrReleaseThreshold,
+        hipMemRangeHandleTypeDmaBufFd = hipMemRangeHandleType_hipMemRangeHandleTypeDmaBufFd,
         hipMemcpyDeviceToDevice = hipMemcpyKind_hipMemcpyDeviceToDevice,
     );
 }
@@ -243,6 +244,10 @@ fn calls_have_the_types_of_the_headers() {
     let theirs = plain(type_name_of_val(&properties)).replace("hipDeviceProp_tR0600", "Room");
     let ours = plain(type_name::<ours::DeviceProperties>()).replace("PropertiesRoom", "Room");
     assert_eq!(ours, theirs);
+    let export: unsafe extern "C" fn(_, _, _, _, _) -> _ =
+        generated::hipMemGetHandleForAddressRange;
+    let ours = plain(type_name::<ours::HandleForAddressRange>());
+    assert_eq!(ours, plain(type_name_of_val(&export)));
 }
 
 #[test]
