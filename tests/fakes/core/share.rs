@@ -246,7 +246,7 @@ impl State {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let again = File::options().read(true).write(true).open(path);
         let mut again = again.map_err(|_| code::OUT_OF_MEMORY)?;
-        let place = ((at - start) / PAGE) << 32 | bytes / PAGE;
+        let place = (((at - start) / PAGE) << 32) | (bytes / PAGE);
         again.seek(SeekFrom::Start(place)).map_err(|_| code::OUT_OF_MEMORY)?;
         Ok(again.into_raw_fd())
     }
