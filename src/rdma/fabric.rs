@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 
 use tracing::warn;
 
-use super::promise::{FINDER, Promise, REGISTRAR};
+use super::promise::{FINDER, Keeper, Promise, REGISTRAR};
 use super::{Address, Device, Domain, QueuePair, QueuePairNumber, RdmaError, Registration, Target};
 use crate::device::SharedBytes;
 use crate::device::export::CardMemory;
@@ -175,7 +175,7 @@ impl Reach for Arc<Domain> {
 }
 
 /// Peers that are to be let in.
-type Peers = Vec<Promise<Box<dyn Accepted>>>;
+type Peers = Vec<Keeper<Box<dyn Accepted>>>;
 
 /// A fabric that reaches nothing, for tests: it counts what is there.
 #[derive(Clone, Debug, Default)]
@@ -188,7 +188,7 @@ struct NullState {
     refuses: Cell<bool>,
     registered: Arc<AtomicU32>,
     /// Promises that are not kept yet, while they are held.
-    held: RefCell<Option<VecDeque<(Promise, SharedBytes)>>>,
+    held: RefCell<Option<VecDeque<(Keeper, SharedBytes)>>>,
     held_peers: RefCell<Option<Peers>>,
 }
 
@@ -218,11 +218,11 @@ impl NullFabric {
 
     /// Keeps all promises that wait.
     pub fn release(&self) {
-        for (promise, memory) in self.0.held.take().into_iter().flatten() {
-            promise.keep(self.registration(memory.bytes()));
+        for (keeper, memory) in self.0.held.take().into_iter().flatten() {
+            keeper.keep(self.registration(memory.bytes()));
         }
-        for promise in self.0.held_peers.take().into_iter().flatten() {
-            promise.keep(self.accepted_end());
+        for keeper in self.0.held_peers.take().into_iter().flatten() {
+            keeper.keep(self.accepted_end());
         }
     }
 
@@ -265,25 +265,25 @@ impl Fabric for NullFabric {
 
 impl Reach for NullFabric {
     fn accept(&self, _peer: Address) -> Promise<Box<dyn Accepted>> {
-        let promise = Promise::default();
+        let (promise, keeper) = Promise::new();
         match &mut *self.0.held_peers.borrow_mut() {
-            Some(held) => held.push(promise.clone()),
-            None => promise.keep(self.accepted_end()),
+            Some(held) => held.push(keeper),
+            None => keeper.keep(self.accepted_end()),
         }
         promise
     }
 
     fn register_device(&self, memory: CardMemory) -> Promise {
-        let promise = Promise::default();
-        promise.keep(self.registration(memory.bytes()));
+        let (promise, keeper) = Promise::new();
+        keeper.keep(self.registration(memory.bytes()));
         promise
     }
 
     fn register(&self, memory: SharedBytes) -> Promise {
-        let promise = Promise::default();
+        let (promise, keeper) = Promise::new();
         match &mut *self.0.held.borrow_mut() {
-            Some(held) => held.push_back((promise.clone(), memory)),
-            None => promise.keep(self.registration(memory.bytes())),
+            Some(held) => held.push_back((keeper, memory)),
+            None => keeper.keep(self.registration(memory.bytes())),
         }
         promise
     }

@@ -31,9 +31,11 @@ impl<T> Drop for Owner<T> {
     fn drop(&mut self) {
         let mut state = lock(&self.0);
         state.is_wanted = false;
-        let outcome = state.outcome.take();
+        let (outcome, wakers) = (state.outcome.take(), std::mem::take(&mut state.wakers));
         drop(state);
         drop(outcome);
+        // There is nothing to wait for any more.
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -41,6 +43,8 @@ impl<T> Drop for Owner<T> {
 struct State<T> {
     outcome: Option<Result<T, RdmaError>>,
     begun: Instant,
+    /// Whether something has come of it, even if it has been taken since.
+    is_kept: bool,
     is_wanted: bool,
     wakers: Vec<Waker>,
 }
@@ -48,7 +52,12 @@ struct State<T> {
 impl<T> State<T> {
     fn is_late(&self, now: Instant) -> bool {
         let waited = now.saturating_duration_since(self.begun);
-        self.outcome.is_none() && waited >= RdmaConfig::PROMISE_TIME_MAX
+        !self.is_kept && waited >= RdmaConfig::PROMISE_TIME_MAX
+    }
+
+    /// Whether waiting brings nothing more.
+    fn is_settled(&self) -> bool {
+        self.is_kept || !self.is_wanted
     }
 }
 
@@ -58,15 +67,19 @@ impl<T> Clone for Promise<T> {
     }
 }
 
-impl<T> Default for Promise<T> {
-    fn default() -> Promise<T> {
-        let (begun, is_wanted) = (Instant::now(), true);
-        let state = State { outcome: None, begun, is_wanted, wakers: Vec::new() };
-        Promise(Arc::new(Owner(Arc::new(Mutex::new(state)))))
-    }
-}
-
 impl<T> Promise<T> {
+    /// A promise, and what whoever is to keep it holds.
+    pub(super) fn new() -> (Promise<T>, Keeper<T>) {
+        let state = Arc::new(Mutex::new(State {
+            outcome: None,
+            begun: Instant::now(),
+            is_kept: false,
+            is_wanted: true,
+            wakers: Vec::new(),
+        }));
+        (Promise(Arc::new(Owner(Arc::clone(&state)))), Keeper(state))
+    }
+
     /// What has come of it, if anything has. It is the caller's then.
     #[must_use]
     pub fn take(&self) -> Option<Result<T, RdmaError>> {
@@ -77,10 +90,6 @@ impl<T> Promise<T> {
     #[must_use]
     pub fn is_late(&self, now: Instant) -> bool {
         lock(&self.0.0).is_late(now)
-    }
-
-    pub(super) fn keep(&self, outcome: Result<T, RdmaError>) {
-        keep(&self.0.0, outcome);
     }
 
     fn look<R>(&self, at: impl FnOnce(&T) -> R) -> Option<Result<R, RdmaError>> {
@@ -125,13 +134,14 @@ impl Promise<Box<dyn Accepted>> {
 pub struct Awaited(Arc<dyn Kept>);
 
 impl Awaited {
-    /// Whether anything has come of it, or is not worth waiting for any more.
+    /// Whether anything has come of it, or is not worth waiting for any more, or nobody wants it
+    /// any more.
     #[must_use]
     pub fn is_over(&self, now: Instant) -> bool {
         self.0.is_over(now)
     }
 
-    /// Wakes a task, once, when there is something: at once if there is already.
+    /// Wakes a task, once, when there is something, or never will be: at once if that is so already.
     pub fn wake_on_done(&self, waker: &Waker) {
         self.0.wake_on_done(waker);
     }
@@ -145,12 +155,12 @@ trait Kept: Debug + Send + Sync {
 impl<T: Debug + Send> Kept for Mutex<State<T>> {
     fn is_over(&self, now: Instant) -> bool {
         let state = lock(self);
-        state.outcome.is_some() || state.is_late(now)
+        state.is_settled() || state.is_late(now)
     }
 
     fn wake_on_done(&self, waker: &Waker) {
         let mut state = lock(self);
-        if state.outcome.is_some() {
+        if state.is_settled() {
             waker.wake_by_ref();
         } else if !state.wakers.iter().any(|known| known.will_wake(waker)) {
             state.wakers.push(waker.clone());
@@ -158,17 +168,24 @@ impl<T: Debug + Send> Kept for Mutex<State<T>> {
     }
 }
 
-/// Says what has come of a promise; nobody's concern if there is none any more.
-fn keep<T>(kept: &Mutex<State<T>>, outcome: Result<T, RdmaError>) {
-    let mut state = lock(kept);
-    let unwanted = match state.is_wanted {
-        true => state.outcome.replace(outcome),
-        false => Some(outcome),
-    };
-    let wakers = std::mem::take(&mut state.wakers);
-    drop(state);
-    drop(unwanted);
-    wakers.into_iter().for_each(Waker::wake);
+/// What keeps a promise, which ends without it where nobody wants it any more.
+#[derive(Debug)]
+pub(super) struct Keeper<T = Box<dyn Registered>>(Arc<Mutex<State<T>>>);
+
+impl<T> Keeper<T> {
+    /// Says what has come of it.
+    pub(super) fn keep(self, outcome: Result<T, RdmaError>) {
+        let mut state = lock(&self.0);
+        let unwanted = match state.is_wanted {
+            true => state.outcome.replace(outcome),
+            false => Some(outcome),
+        };
+        state.is_kept = true;
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        drop(unwanted);
+        wakers.into_iter().for_each(Waker::wake);
+    }
 }
 
 fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
@@ -194,9 +211,8 @@ impl Hand {
         &'static self,
         make: impl FnOnce() -> Result<T, RdmaError> + Send + 'static,
     ) -> Promise<T> {
-        let promise = Promise::default();
-        let kept = Arc::clone(&promise.0.0);
-        let job: Job = Box::new(move || keep(&kept, make()));
+        let (promise, keeper) = Promise::new();
+        let job: Job = Box::new(move || keeper.keep(make()));
         match self.jobs.get_or_init(|| self.begin()) {
             // A failed send hands the job back in its error.
             Some(jobs) => jobs.send(job).unwrap_or_else(|error| (error.0)()),
@@ -217,13 +233,49 @@ impl Hand {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
     use super::*;
+
+    #[derive(Default)]
+    struct Calls(AtomicUsize);
+
+    impl Wake for Calls {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn whoever_waits_for_what_nobody_wants_any_more_is_told_at_once() {
+        let (promise, _keeper) = Promise::<()>::new();
+        let (awaited, calls) = (promise.awaited(), Arc::new(Calls::default()));
+        let waker = Waker::from(Arc::clone(&calls));
+        awaited.wake_on_done(&waker);
+        assert!(!awaited.is_over(Instant::now()));
+        drop(promise);
+        assert!(awaited.is_over(Instant::now()));
+        assert_eq!(calls.0.load(Ordering::Relaxed), 1);
+        awaited.wake_on_done(&waker);
+        assert_eq!(calls.0.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn what_has_been_taken_is_over_for_those_who_still_wait() {
+        let (promise, keeper) = Promise::new();
+        let awaited = promise.awaited();
+        keeper.keep(Ok(()));
+        promise.take().unwrap().unwrap();
+        assert!(awaited.is_over(Instant::now()));
+        assert!(!promise.is_late(Instant::now() + 2 * RdmaConfig::PROMISE_TIME_MAX));
+    }
 
     #[test]
     fn what_was_promised_ends_with_the_last_promise_whoever_still_looks() {
         let thing = Arc::new(());
-        let promise = Promise::default();
-        promise.keep(Ok(Arc::clone(&thing)));
+        let (promise, keeper) = Promise::new();
+        keeper.keep(Ok(Arc::clone(&thing)));
         let (another, awaited) = (promise.clone(), promise.awaited());
         // As a thread that was held up behind its last word.
         let thread = Arc::clone(&promise.0.0);
@@ -237,10 +289,9 @@ mod tests {
     #[test]
     fn what_nobody_wants_any_more_is_taken_back_when_it_is_made() {
         let thing = Arc::new(());
-        let promise = Promise::default();
-        let thread = Arc::clone(&promise.0.0);
+        let (promise, keeper) = Promise::new();
         drop(promise);
-        keep(&thread, Ok(Arc::clone(&thing)));
+        keeper.keep(Ok(Arc::clone(&thing)));
         assert_eq!(Arc::strong_count(&thing), 1);
     }
 }

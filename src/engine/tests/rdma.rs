@@ -231,9 +231,13 @@ fn buffer_that_is_freed_while_it_is_being_registered_leaves_nothing() {
     bench.ok("BufferAlloc(1, 100, $spec, session=$a)");
     fabric.hold();
     let mut batch = parse(&iovas(&[1]));
-    assert!(matches!(bench.engine.advance(&mut batch, bench.now), Progress::Wait(_)));
+    let Progress::Wait(wait) = bench.engine.advance(&mut batch, bench.now) else {
+        panic!("there is nothing to say yet");
+    };
     bench.ok("BufferFree(1, session=$a)");
+    assert!(bench.engine.is_over(&wait, bench.now), "there is nothing to wait for any more");
     fabric.release();
+    assert!(bench.engine.is_over(&wait, bench.now));
     let Progress::Done(Reply::Failed(text)) = bench.engine.advance(&mut batch, bench.now) else {
         panic!("there is no buffer");
     };
