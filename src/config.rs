@@ -94,7 +94,8 @@ pub struct EngineLimits {
     /// Buffers of one session, views included. Each costs about 100 bytes of the server's memory.
     pub buffers_per_session_max: usize,
     /// Commands that run before others get their turn: at a fifth of a microsecond each, this
-    /// bounds the delay of others to about 100 microseconds.
+    /// bounds the delay of others to about 25 microseconds. A request of somebody else waits for
+    /// such a turn when it comes and whenever it goes on (`perf/NOTES.md`).
     pub commands_per_slice: usize,
     /// Compilations of one batch under way at once, so that one client does not fill the queue.
     pub compilations_ahead_max: usize,
@@ -130,7 +131,7 @@ pub struct EngineLimits {
     /// has numbers for by default.
     pub sessions_per_identity_max: usize,
     /// Bytes of command text that are read before others get their turn: at 2.5 GB/s, or an eighth
-    /// of that where it is not the stock client's spelling, this bounds their delay to 50 or 400
+    /// of that where it is not the stock client's spelling, this bounds their delay to 7 or 50
     /// microseconds. One command is read in one go, unless it is a graph in the stock client's
     /// spelling.
     pub text_slice_bytes: usize,
@@ -145,7 +146,7 @@ impl Default for EngineLimits {
     fn default() -> Self {
         EngineLimits {
             buffers_per_session_max: 1 << 20,
-            commands_per_slice: 512,
+            commands_per_slice: 128,
             compilations_ahead_max: 32,
             compilations_per_identity_max: 512,
             events_per_session_max: 1 << 16,
@@ -160,7 +161,7 @@ impl Default for EngineLimits {
             sessions_per_connection_max: 256,
             sessions_per_identity_max: 4096,
             source_bytes_max: 4 << 20,
-            text_slice_bytes: 128 << 10,
+            text_slice_bytes: 16 << 10,
             wait_time_max: Duration::from_secs(290),
         }
     }

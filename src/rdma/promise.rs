@@ -141,7 +141,8 @@ impl Awaited {
         self.0.is_over(now)
     }
 
-    /// Wakes a task, once, when there is something, or never will be: at once if that is so already.
+    /// Wakes a task, once, when there is something or never will be: at once if that is so
+    /// already.
     pub fn wake_on_done(&self, waker: &Waker) {
         self.0.wake_on_done(waker);
     }
