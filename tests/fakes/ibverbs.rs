@@ -14,6 +14,8 @@
 mod dmabuf;
 #[path = "ibverbs/machine.rs"]
 mod machine;
+#[path = "core/map.rs"]
+mod map;
 #[path = "ibverbs/pages.rs"]
 mod pages;
 

@@ -6,27 +6,14 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::os::fd::OwnedFd;
 
 use super::clock::{History, Touch};
 use super::files::report;
+use super::map::{READ_WRITE, SHARED, mmap, munmap};
 use super::{Code, Outcome, code, size};
 
-unsafe extern "C" {
-    fn mmap(
-        at: *mut c_void,
-        bytes: usize,
-        protection: c_int,
-        flags: c_int,
-        file: c_int,
-        from: i64,
-    ) -> *mut c_void;
-    fn munmap(at: *mut c_void, bytes: usize) -> c_int;
-}
-
-const READ_WRITE: c_int = 3;
-const SHARED: c_int = 1;
 /// `MAP_FIXED_NOREPLACE`.
 const AT_ADDRESS: c_int = 0x10_0000;
 /// `MAP_PRIVATE`, `MAP_ANONYMOUS`, `MAP_NORESERVE` and `MAP_FIXED_NOREPLACE`.

@@ -46,6 +46,7 @@ pub(crate) mod files;
 mod graph;
 pub(crate) mod image;
 mod kernel;
+mod map;
 mod memory;
 mod module;
 mod native;

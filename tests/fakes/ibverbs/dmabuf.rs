@@ -6,22 +6,13 @@
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
 
+use crate::map::{READ_WRITE, SHARED, mmap, munmap};
+
 unsafe extern "C" {
     fn lseek(file: c_int, to: i64, from: c_int) -> i64;
-    fn mmap(
-        at: *mut c_void,
-        bytes: usize,
-        protection: c_int,
-        flags: c_int,
-        file: c_int,
-        from: i64,
-    ) -> *mut c_void;
-    fn munmap(at: *mut c_void, bytes: usize) -> c_int;
 }
 
 const CURRENT: c_int = 1;
-const READ_WRITE: c_int = 3;
-const SHARED: c_int = 1;
 const PAGE: u64 = 4096;
 
 /// Bytes that are mapped as long as the value lives.
