@@ -486,9 +486,11 @@ impl CoreLimits {
     /// A shard's turn on its core while others want it. Whoever asks for shorter turns gets the
     /// core sooner when there is something to do; Linux gives no shorter ones.
     pub const SHARD_TURN: Duration = Duration::from_micros(100);
-    /// A worker's turn: another worker that wakes up while one computes waits about as long. Longer
-    /// than a shard's, so that no worker keeps a shard waiting.
+    /// A worker's turn. Longer than a shard's, so that no worker keeps a shard waiting.
     pub const WORKER_TURN: Duration = Duration::from_micros(300);
+    /// After how much computing a worker asks whether others want its core. Whoever wakes up there
+    /// waits so long for it, or for the kernel's next tick.
+    pub const WORKER_YIELD: Duration = Duration::from_micros(100);
     /// How far workers step back for the shards.
     pub const WORKER_NICE: i32 = 5;
     /// How far compilers do: about a tenth of a core is theirs whoever else wants it.

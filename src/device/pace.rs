@@ -51,7 +51,7 @@ impl Pace {
 
     /// Whether the turn is over at this time; also says when to ask again.
     fn is_over(&self, now: Instant) -> bool {
-        const TURN: Duration = CoreLimits::WORKER_TURN;
+        const TURN: Duration = CoreLimits::WORKER_YIELD;
         let since = now.saturating_duration_since(self.looked.replace(now));
         let stride = match self.stride.get() {
             stride if since > TURN / 2 => (stride / 2).max(1),
@@ -68,7 +68,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    const TURN: Duration = CoreLimits::WORKER_TURN;
+    const TURN: Duration = CoreLimits::WORKER_YIELD;
 
     /// After how many steps of this length a turn is over.
     fn steps(pace: &Pace, length: Duration) -> u32 {
