@@ -211,8 +211,8 @@ fn device_memory(subject: &'static str, reached: Result<(), String>) -> Line {
             Line { subject, verdict: Verdict::Ok, found }
         }
         Err(found) => {
-            let remedy = "none needed: it is copied over HTTP; for RDMA the card's and the \
-                          device's drivers both have to know dmabuf";
+            let remedy = "none needed: it is copied by way of the server's own memory; for the \
+                          card to reach it its driver and the device's have to know dmabuf";
             Line { subject, verdict: Verdict::Lacks { remedy: remedy.to_owned() }, found }
         }
     }

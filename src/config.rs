@@ -710,6 +710,16 @@ impl RdmaConfig {
     /// Memory through which copies go that the network card cannot read where they are, two of them
     /// for each link: one message, which takes some 100 microseconds to copy.
     pub const STAGE_BYTES: usize = 1 << 20;
+    /// Blobs of one connection for which a server has memory that another one writes by RDMA, and
+    /// that no command has used yet. Each is a registration, of which cards have some 100,000.
+    pub const LANDINGS_PER_CONNECTION_MAX: usize = 1024;
+    /// How long a server has memory for a blob that no command uses. The stock client gives up on
+    /// its socket after as much, so no copy takes longer.
+    pub const LANDING_TIME_MAX: Duration = Duration::from_secs(300);
+    /// Bytes of buffers that are written to another server's memory before it is asked to copy them
+    /// to their places, unless one buffer has more: as much of its staging memory is taken, for
+    /// some milliseconds.
+    pub const LANDED_BYTES_PER_TURN: u64 = 64 << 20;
     /// What a thread of RDMA's may take to pin memory or to find a peer, with all that was asked of
     /// it before. A gigabyte takes a tenth of a second, a peer that is not there one second; what
     /// takes longer than this is a driver that hangs, and whoever waits for it hears so.

@@ -18,7 +18,7 @@ use outboard::device::gpu::{CudaSource, GpuConfig, GpuPlatform, Vendor, WorkersC
 use outboard::device::platform::{CpuPlatform, PlatformConfig};
 use outboard::device::shared::Budget;
 use outboard::identity::{Access, Network, PeerRule, Peers, Rules, TlsFiles};
-use outboard::rdma::{Device, DeviceFabric};
+use outboard::rdma::{Device, DeviceFabric, Fabric as _};
 use outboard::shard::{self, Admission, Drain, PlatformMaker, Server};
 
 use outboard::{check, compile, cores, device};
@@ -318,9 +318,9 @@ fn serve(arguments: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     config.nodes = cores::nodes(Path::new("/sys"), &cores);
     if let Some(fabric) = &fabric {
         let device = fabric.device().chosen();
-        match fabric.lets_peers_write() {
+        match fabric.reaches_buffers() {
             true => info!(%device, "other servers may write buffers by RDMA"),
-            false => info!(%device, "buffers of other servers are written by RDMA"),
+            false => info!(%device, "other servers may write by RDMA what is copied to buffers"),
         }
         raise_limit(Resource::Memlock);
     }
@@ -515,7 +515,7 @@ fn gpu_platform(
         Some((Ok(()), _)) => config.exporting(),
         Some((Err(why), fabric)) => {
             info!(why, "the network card does not reach the devices' memory");
-            fabric.let_no_peer_write();
+            fabric.reach_no_buffers();
             config
         }
     };

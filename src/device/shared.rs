@@ -97,6 +97,12 @@ impl Heap {
         Self::with(budget, Kind::Scratch)
     }
 
+    /// The same for memory of this one's budget, which has nothing that was another's.
+    #[must_use]
+    pub fn apart(&self) -> Heap {
+        Self::scratch(Arc::clone(&self.0.budget))
+    }
+
     fn with(budget: Arc<Budget>, kind: Kind) -> Heap {
         let (areas, kept) = (RefCell::default(), RefCell::default());
         let (kept_bytes, uses, seen) = (Cell::new(0), Cell::new(0), Cell::new(None));

@@ -221,6 +221,8 @@ pub struct Batch<'t> {
     pub(super) sender: Sender,
     /// Whose blobs they are that a peer sends.
     pub(super) client: Option<Owner>,
+    /// Where blobs go that a peer has memory made for.
+    pub(super) staging: Option<shared::Heap>,
     pub(super) next: usize,
     pub(super) pending: Option<Pending>,
     /// Compilations begun ahead of their commands, by device index and source.
@@ -295,6 +297,7 @@ impl<'t> Batch<'t> {
             identity: Identity::default(),
             sender: Sender::Client,
             client: None,
+            staging: None,
             next: 0,
             pending: None,
             compiling: HashMap::new(),
@@ -322,6 +325,12 @@ impl<'t> Batch<'t> {
     #[must_use]
     pub fn of_sender(self, sender: Sender, client: Option<Owner>) -> Batch<'t> {
         Batch { sender, client, ..self }
+    }
+
+    /// Says of a peer's where its long blobs lie. Without this it can have no memory made for more.
+    #[must_use]
+    pub fn landing_beside(self, staging: shared::Heap) -> Batch<'t> {
+        Batch { staging: Some(staging), ..self }
     }
 
     /// Who sent it; of what a peer of all sends, who its first session belongs to.
@@ -410,7 +419,8 @@ impl<'t> Batch<'t> {
         match self.commands.get(index) {
             Some(Stored::Launch(c)) => c.wait,
             Some(Stored::Other(command)) => match command {
-                Command::BufferIovas(_)
+                Command::BlobLanding(_)
+                | Command::BufferIovas(_)
                 | Command::CopyOut(_)
                 | Command::GetProperties
                 | Command::IbConnect(_) => true,

@@ -51,6 +51,11 @@ pub enum Cause {
     GraphUnknown { graph: u64 },
     #[error("image buffers are not supported by {name} devices")]
     Image { name: &'static str },
+    #[error(
+        "too many blobs land here: one connection has at most {limit} that no CopyIn has used; \
+         copy some first"
+    )]
+    Landings { limit: usize },
     #[error("{what} {value} is not a launch size: sizes are 1 to 2147483647")]
     LaunchSize { what: &'static str, value: i64 },
     #[error("{what} has {left} bytes, {other} has {right}: they must be equal")]
@@ -73,6 +78,11 @@ pub enum Cause {
     /// Another server, in words that name what went wrong.
     #[error("{command} is not what one server asks of another")]
     OfPeer { command: &'static str },
+    #[error(
+        "{command} is what one server asks of another: a client sends a blob's bytes before the \
+         commands"
+    )]
+    OfServer { command: &'static str },
     #[error("peer {host}: {why}")]
     Peer { host: String, why: String },
     #[error(

@@ -10,8 +10,8 @@
 //!
 //! Reading order: this file (the one `match` over commands), `batch` (a batch under way), `session`
 //! (the table of sessions), `tenant` (what one identity has), then a file per kind of resource:
-//! `buffer`, `program`, `graph`, `event`, `transfer`, `rdma` and `reachable`; `peer`, what other
-//! servers are asked for; `cause` has every way to fail.
+//! `buffer`, `program`, `graph`, `event`, `transfer`, `rdma`, `reachable` and `landing`; `peer`,
+//! what other servers are asked for; `cause` has every way to fail.
 #![forbid(unsafe_code)]
 
 mod batch;
@@ -19,6 +19,7 @@ mod buffer;
 mod cause;
 mod event;
 mod graph;
+mod landing;
 mod peer;
 mod program;
 mod rdma;
@@ -47,6 +48,7 @@ use crate::rdma::{Awaited, Fabric, RdmaError};
 use crate::wire::command::{Command, EventNumber, SessionKey};
 use crate::wire::{Parsing, Stored, WireError, reply};
 use batch::{Memory, Pending};
+use landing::Landings;
 use rdma::Rdma;
 use session::Sessions;
 
@@ -103,6 +105,7 @@ pub struct Engine {
     events_set: u64,
     memory: Memory,
     rdma: Rdma,
+    landings: Landings,
     /// Counts calls of [`Self::advance`].
     turn: u64,
 }
@@ -118,8 +121,8 @@ impl Engine {
         home: Home,
     ) -> Engine {
         let (sessions, memory) = (Sessions::new(directory, home), Memory::default());
-        let rdma = Rdma::default();
-        Engine { platform, limits, sessions, events_set: 0, memory, rdma, turn: 0 }
+        let (rdma, landings) = (Rdma::default(), Landings::default());
+        Engine { platform, limits, sessions, events_set: 0, memory, rdma, landings, turn: 0 }
     }
 
     /// The same, which peers may reach by RDMA.
@@ -253,14 +256,19 @@ impl Engine {
     /// The batch's next command, of which nothing has happened yet.
     fn begin(&mut self, batch: &mut Batch<'_>, now: Instant) -> Result<Step, Stop> {
         self.check_sender(batch)?;
-        let stop = match self.session_of(batch) {
+        let at = self.session_of(batch);
+        self.claim_landed(batch);
+        let stop = match at {
             Ok(at) => return self.apply(at, batch, now),
             Err(stop) => stop,
         };
         match (stop, batch.commands.get(batch.next)) {
-            // A peer is let in where its connection is served.
+            // A peer is let in, and has memory, where its connection is served.
+            (Stop::Forward(_), Some(Stored::Other(Command::BlobLanding(c)))) => {
+                self.blob_landing(batch, c, now)
+            }
             (Stop::Forward(_), Some(Stored::Other(Command::IbConnect(c)))) => {
-                self.ib_connect(batch.identity, c, batch.owner, now)
+                self.ib_connect(batch, c, now)
             }
             (stop, _) => Err(stop),
         }
@@ -297,18 +305,19 @@ impl Engine {
         };
         match command {
             Command::BatchTransfer(c) => self.batch_transfer(at, c),
+            Command::BlobLanding(c) => self.blob_landing(batch, c, now),
             Command::BufferAlloc(c) => self.buffer_alloc(at, c),
             Command::BufferFree(c) => self.buffer_free(at, c.buffer),
-            Command::BufferIovas(c) => self.buffer_iovas(at, c, now),
+            Command::BufferIovas(c) => self.buffer_iovas(at, c, batch.sender, now),
             Command::BufferOffset(c) => self.buffer_offset(at, c),
             Command::CopyIn(c) => self.copy_in(at, c, batch),
             Command::CopyOut(c) => self.copy_out(at, c.buffer, batch.use_of_output()),
             Command::Event(c) => self.event_set(at, c),
-            Command::GetProperties => self.properties(at),
+            Command::GetProperties => self.properties(at, batch.sender),
             Command::GraphAlloc(c) => self.graph_alloc(at, c),
             Command::GraphExec(c) => self.graph_exec(at, c),
             Command::GraphFree(c) => self.graph_free(at, c.graph),
-            Command::IbConnect(c) => self.ib_connect(batch.identity, c, batch.owner, now),
+            Command::IbConnect(c) => self.ib_connect(batch, c, now),
             Command::ProgramAlloc(c) => self.program_alloc(at, c, batch),
             Command::ProgramExec(c) => self.program_exec(at, &c.fields()),
             Command::ProgramFree(c) => self.program_free(at, c),
@@ -372,10 +381,11 @@ impl Engine {
     }
 
     /// Looks after devices that have work or have been lost: frees what they are done with, stops
-    /// what ran for too long. Returns whether any still has work, so that this must be called
-    /// again.
+    /// what ran for too long; and ends memory for blobs that nobody copies. Returns whether there
+    /// is more to come, so that this must be called again.
     pub fn tick(&mut self, now: Instant) -> bool {
-        self.sessions.iter_mut().fold(false, |busy, session| session.poll(now) | busy)
+        let is_landing = self.landings.end_unused(now);
+        self.sessions.iter_mut().fold(is_landing, |busy, session| session.poll(now) | busy)
     }
 
     /// One session's device, after its doorbell rang.
@@ -388,6 +398,7 @@ impl Engine {
     /// Ends all sessions that a connection opened.
     pub fn release(&mut self, owner: Owner) {
         self.rdma.end_of_owner(owner);
+        self.landings.end_of_owner(owner);
         self.sessions.end_of_owner(owner);
     }
 
@@ -425,7 +436,7 @@ impl Engine {
         self.events_set
     }
 
-    fn properties(&self, at: SessionId) -> Result<Step, Stop> {
+    fn properties(&self, at: SessionId, to: Sender) -> Result<Step, Stop> {
         let index = self.sessions.by_id(at).ok_or(Cause::SessionEnded)?.index;
         let renderer = self.platform.renderer(index);
         let text = reply::RemoteProperties {
@@ -438,7 +449,7 @@ impl Engine {
             offset_supported: true,
             graph_supported: true,
             graph_supports_multi: true,
-            ib_gid: self.rdma.gid(),
+            ib_gid: self.rdma.gid(to),
         }
         .to_string();
         Ok(Step::Done(Output::Text(text)))

@@ -230,7 +230,8 @@ impl Engine {
         };
         match &stored {
             Stored::Other(
-                Command::BufferIovas(_)
+                Command::BlobLanding(_)
+                | Command::BufferIovas(_)
                 | Command::CopyIn(_)
                 | Command::GetProperties
                 | Command::IbConnect(_),

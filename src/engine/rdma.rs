@@ -20,7 +20,7 @@ use super::reachable::Found;
 use super::session::{Owner, SessionId};
 use super::{Cause, Engine, Step, Stop, WaitFor};
 use crate::device::Fence;
-use crate::engine::batch::Output;
+use crate::engine::batch::{Batch, Output, Sender};
 use crate::identity::Identity;
 use crate::rdma::{Accepted, Address, Fabric, Promise, QueuePairNumber, RdmaError, Target};
 use crate::wire::command::{self, BufferName};
@@ -48,8 +48,22 @@ impl Rdma {
         self.fabric = Some(fabric);
     }
 
-    pub(super) fn gid(&self) -> Option<[u8; 16]> {
-        self.fabric.as_ref().map(|fabric| fabric.gid())
+    /// The fabric, as far as it is of use to whoever sends a command: where the card does not reach
+    /// buffers, who knows nothing of landings can do nothing, and is told that there is none.
+    pub(super) fn fabric(
+        &self,
+        sender: Sender,
+        command: &'static str,
+    ) -> Result<&dyn Fabric, Cause> {
+        let fabric = self.fabric.as_deref().ok_or(Cause::NoRdma { command })?;
+        match sender == Sender::Client && !fabric.reaches_buffers() {
+            true => Err(Cause::NoRdma { command }),
+            false => Ok(fabric),
+        }
+    }
+
+    pub(super) fn gid(&self, to: Sender) -> Option<[u8; 16]> {
+        self.fabric(to, "GetProperties").ok().map(|fabric| fabric.gid())
     }
 
     /// Ends the connections that an HTTP connection asked for.
@@ -63,14 +77,13 @@ impl Engine {
     /// Lets a peer of an identity in.
     pub(super) fn ib_connect(
         &mut self,
-        identity: Identity,
+        batch: &Batch<'_>,
         c: &command::IbConnect<'_>,
-        owner: Owner,
         now: Instant,
     ) -> Result<Step, Stop> {
-        let Rdma { fabric: Some(fabric), peers, coming } = &mut self.rdma else {
-            return Err(Cause::NoRdma { command: "IBConnect" }.into());
-        };
+        let (identity, owner) = (batch.identity, batch.owner);
+        let reach = self.rdma.fabric(batch.sender, "IBConnect")?.reach(identity)?;
+        let Rdma { peers, coming, .. } = &mut self.rdma;
         let address = Address { gid: c.gid, queue_pair: QueuePairNumber::new(c.queue_pair)? };
         let is_same = |peer: &Peer| peer.identity == identity && *peer.host == *c.host;
         let is_asked =
@@ -84,7 +97,7 @@ impl Engine {
                 if others.count() >= limit {
                     return Err(Cause::RdmaPeers { limit }.into());
                 }
-                let end = fabric.reach(identity)?.accept(address);
+                let end = reach.accept(address);
                 coming.push(Peer { identity, host: Box::from(&*c.host), owner, address, end });
                 coming.len() - 1
             }
@@ -109,11 +122,10 @@ impl Engine {
         &mut self,
         at: SessionId,
         c: &command::BufferIovas<'_>,
+        sender: Sender,
         now: Instant,
     ) -> Result<Step, Stop> {
-        let Some(fabric) = &self.rdma.fabric else {
-            return Err(Cause::NoRdma { command: "BufferIOVAS" }.into());
-        };
+        let fabric = self.rdma.fabric(sender, "BufferIOVAS")?;
         let reach = fabric.reach(self.get(at)?.identity())?;
         let mut answer = Vec::with_capacity(c.buffers.len() * Target::BYTES);
         let mut pending = None;
@@ -203,7 +215,7 @@ pub mod asking {
 
     use crate::engine::peer::{Parcel, text};
     use crate::rdma::Address;
-    use crate::wire::command::{BufferIovas, Command, IbConnect};
+    use crate::wire::command::{BlobLanding, BlobLength, BufferIovas, Command, IbConnect};
 
     /// Whether it has RDMA.
     #[must_use]
@@ -225,6 +237,15 @@ pub mod asking {
         let Some(first) = parcels.first() else { return String::new() };
         let buffers = parcels.iter().map(|parcel| parcel.to.clone()).collect();
         text(&first.to.session, Command::BufferIovas(BufferIovas { buffers }))
+    }
+
+    /// For memory that stands for the blobs.
+    #[must_use]
+    pub fn landings(parcels: &[Parcel]) -> String {
+        let Some(first) = parcels.first() else { return String::new() };
+        let length = |parcel: &Parcel| BlobLength { name: parcel.name, bytes: parcel.bytes };
+        let blobs = parcels.iter().map(length).collect();
+        text(&first.to.session, Command::BlobLanding(BlobLanding { blobs }))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod adoption;
 mod graphs;
+mod landings;
 mod peers;
 mod quotas;
 mod rdma;

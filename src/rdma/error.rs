@@ -54,8 +54,9 @@ impl RdmaError {
                 "rdma resource show and the kernel's log say more"
             }
             RdmaError::DeviceMemory { .. } => {
-                "none needed: it is copied over HTTP; for RDMA both the card's and the device's \
-                 driver have to know dmabuf (mlx5 from kernel 5.12 on; NVIDIA's open modules)"
+                "none needed: it is copied by way of the server's own memory; for the card to \
+                 reach it both drivers, the card's and the device's, have to know dmabuf (mlx5 \
+                 from kernel 5.12 on; NVIDIA's open modules)"
             }
             RdmaError::DeviceUnknown { .. } => "--rdma-device takes a name that rdma link shows",
             RdmaError::GidUnknown { .. } => "--rdma-gid takes an index that show_gids lists",

@@ -27,6 +27,9 @@ pub trait Fabric {
     /// The address of this machine's end, which clients tell each other's servers.
     fn gid(&self) -> [u8; 16];
 
+    /// Whether the card reaches buffers; else it reaches memory of the server's own alone.
+    fn reaches_buffers(&self) -> bool;
+
     /// What the peers of an identity may reach, which is nothing at first.
     ///
     /// # Errors
@@ -84,24 +87,18 @@ pub struct DeviceFabric {
     device: Arc<Device>,
     /// Domains that something belongs to.
     domains: Arc<Mutex<HashMap<Identity, Weak<Domain>>>>,
-    lets_peers_write: bool,
+    reaches_buffers: bool,
 }
 
 impl DeviceFabric {
     #[must_use]
     pub fn new(device: Arc<Device>) -> DeviceFabric {
-        DeviceFabric { device, domains: Arc::default(), lets_peers_write: true }
+        DeviceFabric { device, domains: Arc::default(), reaches_buffers: true }
     }
 
-    /// From now on only this server writes others' memory: there is none here that the card
-    /// reaches.
-    pub fn let_no_peer_write(&mut self) {
-        self.lets_peers_write = false;
-    }
-
-    #[must_use]
-    pub fn lets_peers_write(&self) -> bool {
-        self.lets_peers_write
+    /// Says that the card does not reach buffers.
+    pub fn reach_no_buffers(&mut self) {
+        self.reaches_buffers = false;
     }
 
     #[must_use]
@@ -140,6 +137,10 @@ impl Fabric for DeviceFabric {
         self.device.chosen().gid.raw
     }
 
+    fn reaches_buffers(&self) -> bool {
+        self.reaches_buffers
+    }
+
     fn reach(&self, of: Identity) -> Result<Rc<dyn Reach>, RdmaError> {
         Ok(Rc::new(self.domain(of)?))
     }
@@ -167,7 +168,9 @@ impl Reach for Arc<Domain> {
         REGISTRAR.promise(move || match domain.register_device(&memory) {
             Ok(registered) => Ok(Box::new(registered) as Box<dyn Registered>),
             Err(error) => {
-                REFUSED.call_once(|| warn!(%error, "such memory is copied over HTTP"));
+                REFUSED.call_once(
+                    || warn!(%error, "such memory is copied by way of the server's own"),
+                );
                 Err(error)
             }
         })
@@ -186,6 +189,7 @@ struct NullState {
     accepted: Arc<AtomicU32>,
     made: Cell<u32>,
     refuses: Cell<bool>,
+    reaches_no_buffers: Cell<bool>,
     registered: Arc<AtomicU32>,
     /// Promises that are not kept yet, while they are held.
     held: RefCell<Option<VecDeque<(Keeper, SharedBytes)>>>,
@@ -208,6 +212,11 @@ impl NullFabric {
     /// Has it refuse to pin memory and to let peers in from now on.
     pub fn refuse(&self) {
         self.0.refuses.set(true);
+    }
+
+    /// Has it reach memory of the server's own alone.
+    pub fn reach_no_buffers(&self) {
+        self.0.reaches_no_buffers.set(true);
     }
 
     /// Has registrations and peers wait from now on, until [`Self::release`].
@@ -256,6 +265,10 @@ impl NullFabric {
 impl Fabric for NullFabric {
     fn gid(&self) -> [u8; 16] {
         *b"nowhere in a net"
+    }
+
+    fn reaches_buffers(&self) -> bool {
+        !self.0.reaches_no_buffers.get()
     }
 
     fn reach(&self, _of: Identity) -> Result<Rc<dyn Reach>, RdmaError> {

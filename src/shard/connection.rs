@@ -313,7 +313,14 @@ impl Connection {
     /// Says of a batch who has sent it.
     fn introduce<'t>(&self, batch: Batch<'t>) -> Batch<'t> {
         match &self.seat {
-            Some(seat) => batch.of_identity(seat.identity()).of_sender(self.sender, self.client),
+            Some(seat) => {
+                let batch = batch.of_identity(seat.identity());
+                let batch = batch.of_sender(self.sender, self.client);
+                match self.sender {
+                    Sender::Client => batch,
+                    Sender::Peer | Sender::PeerOfAll => batch.landing_beside(self.staging()),
+                }
+            }
             None => batch,
         }
     }
@@ -411,10 +418,10 @@ impl Connection {
     }
 
     /// Where the session is that a peer's request is for. No connection moves that has sessions of
-    /// its own.
+    /// its own, or memory for blobs.
     fn route(&self, identity: Identity, route: &[u8]) -> Option<Route> {
         let engine = self.shard.engine.borrow();
-        let stays = engine.has_sessions(self.owner);
+        let stays = engine.has_sessions(self.owner) || engine.has_landings(self.owner);
         let found = engine.route(self.sender, identity, route);
         found.filter(|found| !stays || matches!(found, Route::Here(_)))
     }

@@ -385,10 +385,8 @@ impl Start {
     async fn serve(self, reactor: Rc<Reactor>) {
         let engine = Engine::new((self.platform)(), self.config.engine, self.directory, self.home);
         let engine = match &self.config.fabric {
-            Some(fabric) if fabric.lets_peers_write() => {
-                engine.with_fabric(Box::new(fabric.clone()))
-            }
-            _ => engine,
+            Some(fabric) => engine.with_fabric(Box::new(fabric.clone())),
+            None => engine,
         };
         let shard = Rc::new(Shard {
             access: RefCell::new(Arc::clone(&self.config.access)),

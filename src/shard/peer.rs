@@ -134,7 +134,7 @@ impl<'e> To<'e> {
 
 /// What a connection is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Lane {
+pub(super) enum Lane {
     Copies,
     Events,
 }
@@ -176,7 +176,7 @@ impl Link {
 }
 
 /// The right to use one connection of a lane.
-struct Seat {
+pub(super) struct Seat {
     shard: Rc<Shard>,
     lane: (String, Lane),
 }
@@ -452,7 +452,11 @@ impl Shard {
     }
 
     /// A connection to a peer: one that was kept, or a new one.
-    async fn link_to(self: &Rc<Self>, peer: &Peer, lane: Lane) -> Result<(Seat, Link), Trouble> {
+    pub(super) async fn link_to(
+        self: &Rc<Self>,
+        peer: &Peer,
+        lane: Lane,
+    ) -> Result<(Seat, Link), Trouble> {
         let silence_max = self.config.peer.silence_max;
         let seat = self.reactor.within(silence_max, self.seat((peer.host.clone(), lane))).await;
         let seat = seat.ok_or(Trouble::Silent(silence_max))?;
@@ -534,7 +538,7 @@ impl Shard {
     }
 
     /// Keeps a connection whose requests are all answered.
-    fn keep(self: &Rc<Self>, seat: Seat, link: Link) {
+    pub(super) fn keep(self: &Rc<Self>, seat: Seat, link: Link) {
         self.links.change(&seat.lane, |lines| lines.idle.push((Instant::now(), link)));
         self.want_sweeper();
     }

@@ -1,9 +1,9 @@
 //! Copies to other servers' buffers by RDMA, where both servers have it.
 //!
 //! Owns: the link to each peer for each identity of this shard, and how long a write may take
-//! without a word of its device. Absent: what goes through memory of the server's own (`stage`),
-//! queue pairs and what is posted when (`rdma`), and copies over HTTP (`peer`), which are made
-//! where a peer has no RDMA or cannot be reached by it.
+//! without a word of its device. Absent: what goes through memory of the server's own (`stage`) or
+//! of the peer's own (`landing`), queue pairs and what is posted when (`rdma`), and copies over
+//! HTTP (`peer`), which are made where a peer has no RDMA or cannot be reached by it.
 //!
 //! The peer is asked over HTTP for a connection, and for the place of each destination, once. A
 //! place is good as long as its buffer; by one that is not, the peer's device refuses what is
@@ -15,6 +15,7 @@
 //! serves nothing else and lasts as long as the link: a link that nobody used for a while ends with
 //! it, and one whose peer has ended the connection is of no use any more.
 
+mod landing;
 mod stage;
 
 use std::cell::RefCell;
@@ -71,24 +72,45 @@ struct Writer {
 
 /// Where a peer's buffers are, as far as it has been asked by this link.
 #[derive(Default)]
-struct Places(HashMap<BufferName<'static>, Target>);
+struct Places(HashMap<BufferName<'static>, Place>);
+
+/// Where one buffer is.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Where the peer's network card reaches it.
+    At(Target),
+    /// The peer has told no place, and taken what landed in memory of its own.
+    Elsewhere,
+}
+
+/// Where the destinations of copies are.
+enum Destinations {
+    At(Vec<Target>),
+    /// Of one at least there is no place.
+    Elsewhere,
+}
 
 impl Places {
-    /// The destinations of copies, if all are known.
-    fn find(&self, parcels: &[Parcel]) -> Option<Vec<Target>> {
-        let known = |parcel: &Parcel| {
-            let target = self.0.get(parcel.to()).copied();
-            target.filter(|target| target.bytes == parcel.bytes)
-        };
-        parcels.iter().map(known).collect()
+    /// The destinations of copies, if enough is known.
+    fn find(&self, parcels: &[Parcel]) -> Option<Destinations> {
+        let places = parcels.iter().map(|parcel| (parcel, self.0.get(parcel.to())));
+        let (mut targets, mut is_known) = (Vec::with_capacity(parcels.len()), true);
+        for (parcel, place) in places {
+            match place {
+                Some(Place::Elsewhere) => return Some(Destinations::Elsewhere),
+                Some(Place::At(target)) if target.bytes == parcel.bytes => targets.push(*target),
+                Some(Place::At(_)) | None => is_known = false,
+            }
+        }
+        is_known.then_some(Destinations::At(targets))
     }
 
-    fn remember(&mut self, parcels: &[Parcel], targets: &[Target]) {
+    fn remember(&mut self, parcels: &[Parcel], places: impl Iterator<Item = Place>) {
         if self.0.len() + parcels.len() > RdmaConfig::PLACES_REMEMBERED_MAX {
             self.0.clear();
         }
-        let most = targets.iter().take(RdmaConfig::PLACES_REMEMBERED_MAX);
-        self.0.extend(parcels.iter().map(|parcel| parcel.to().clone()).zip(most.copied()));
+        let most = places.take(RdmaConfig::PLACES_REMEMBERED_MAX);
+        self.0.extend(parcels.iter().map(|parcel| parcel.to().clone()).zip(most));
     }
 }
 
@@ -184,20 +206,15 @@ impl Shard {
             };
             let remembered = writer.places.find(&parcels);
             let is_remembered = remembered.is_some();
-            let targets = match remembered {
-                Some(targets) => Ok(targets),
+            let destinations = match remembered {
+                Some(destinations) => Ok(destinations),
                 None => self.ask_places(to, &parcels).await,
             };
-            let targets = match targets {
-                Ok(targets) => targets,
+            let destinations = match destinations {
+                Ok(destinations) => destinations,
                 Err(trouble) => {
                     self.keep_writer(turnstile, writer);
-                    // There may be memory that its network card does not reach. What else is wrong
-                    // it says again.
-                    return match trouble {
-                        Trouble::Refused { .. } => Ok(Some(parcels)),
-                        trouble => Err(trouble),
-                    };
+                    return Err(trouble);
                 }
             };
             let needs_stage = sources.iter().any(Option::is_none);
@@ -205,10 +222,19 @@ impl Shard {
                 self.keep_writer(turnstile, writer);
                 return Ok(Some(parcels));
             }
+            let targets = match destinations {
+                Destinations::At(targets) => targets,
+                Destinations::Elsewhere => {
+                    let landed = self.write_landed(&mut writer, to, &parcels, &sources).await?;
+                    self.keep_writer(turnstile, writer);
+                    let rest = parcels.split_off(landed?);
+                    return Ok(Some(rest).filter(|rest| !rest.is_empty()));
+                }
+            };
             match self.write(&mut writer, &parcels, &sources, &targets).await {
                 Ok(()) => {
                     if !is_remembered {
-                        writer.places.remember(&parcels, &targets);
+                        writer.places.remember(&parcels, targets.into_iter().map(Place::At));
                     }
                     self.keep_writer(turnstile, writer);
                     return Ok(None);
@@ -292,23 +318,31 @@ impl Shard {
         self: &Rc<Self>,
         to: To<'_>,
         parcels: &[Parcel],
-    ) -> Result<Vec<Target>, Trouble> {
-        let answer = self.ask(to, &asking::places(parcels)).await?;
-        let (places, rest) = answer.as_chunks::<{ Target::BYTES }>();
-        if places.len() != parcels.len() || !rest.is_empty() {
-            return Err(odd());
-        }
-        let targets = places.iter().zip(parcels).map(|(place, parcel)| {
-            let target = Target::from_bytes(place).ok_or_else(odd)?;
-            match target.bytes == parcel.bytes {
-                true => Ok(target),
-                false => Err(Trouble::Rdma(format!(
-                    "its buffer has {} bytes, ours has {}: they must be equal",
-                    target.bytes, parcel.bytes
-                ))),
+    ) -> Result<Destinations, Trouble> {
+        match self.ask(to, &asking::places(parcels)).await {
+            Ok(answer) => Ok(Destinations::At(targets(&answer, parcels)?)),
+            // There may be memory that its network card does not reach. What else is wrong it says
+            // again.
+            Err(Trouble::Refused { status, text }) => {
+                debug!(host = to.host(), status, text, "no place for RDMA");
+                Ok(Destinations::Elsewhere)
             }
-        });
-        targets.collect()
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// Waits until sources are registered and their devices are past what they have to do.
+    async fn settle(&self, sources: &[Option<Source>]) -> Result<(), Trouble> {
+        let cancel = Cancel::default();
+        for source in sources.iter().flatten() {
+            // Nobody cancels these but by dropping the task.
+            let _ = self.wait(&cancel, &WaitFor::Rdma(source.promise.awaited())).await;
+            if let Some((session, fence)) = source.after {
+                let _ = self.wait(&cancel, &WaitFor::Device { session, fence }).await;
+            }
+        }
+        let after: Vec<_> = sources.iter().flatten().filter_map(|source| source.after).collect();
+        self.engine.borrow_mut().has_reached(&after).map_err(Trouble::Here)
     }
 
     /// Writes, once all sources are registered and their devices are past what they have to do.
@@ -319,16 +353,7 @@ impl Shard {
         sources: &[Option<Source>],
         targets: &[Target],
     ) -> Result<(), Trouble> {
-        let cancel = Cancel::default();
-        for source in sources.iter().flatten() {
-            // Nobody cancels these but by dropping the task.
-            let _ = self.wait(&cancel, &WaitFor::Rdma(source.promise.awaited())).await;
-            if let Some((session, fence)) = source.after {
-                let _ = self.wait(&cancel, &WaitFor::Device { session, fence }).await;
-            }
-        }
-        let after: Vec<_> = sources.iter().flatten().filter_map(|source| source.after).collect();
-        self.engine.borrow_mut().has_reached(&after).map_err(Trouble::Here)?;
+        self.settle(sources).await?;
         let mut staged = Vec::new();
         for ((source, target), parcel) in sources.iter().zip(targets).zip(parcels) {
             let Some(source) = source else {
@@ -374,6 +399,25 @@ impl Shard {
             }
         }
     }
+}
+
+/// The targets that a peer has answered, each as long as its parcel.
+fn targets(answer: &[u8], parcels: &[Parcel]) -> Result<Vec<Target>, Trouble> {
+    let (places, rest) = answer.as_chunks::<{ Target::BYTES }>();
+    if places.len() != parcels.len() || !rest.is_empty() {
+        return Err(odd());
+    }
+    let targets = places.iter().zip(parcels).map(|(place, parcel)| {
+        let target = Target::from_bytes(place).ok_or_else(odd)?;
+        match target.bytes == parcel.bytes {
+            true => Ok(target),
+            false => Err(Trouble::Rdma(format!(
+                "its buffer has {} bytes, ours has {}: they must be equal",
+                target.bytes, parcel.bytes
+            ))),
+        }
+    });
+    targets.collect()
 }
 
 /// A peer that answers what makes no sense.

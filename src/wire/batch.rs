@@ -13,8 +13,8 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::command::{
-    BatchTransfer, BufferAlloc, BufferFree, BufferIovas, BufferNumber, BufferOffset, Command,
-    CopyIn, CopyOut, Event, Exec, GraphAlloc, GraphExec, GraphFree, IbConnect, LaunchSize,
+    BatchTransfer, BlobLanding, BufferAlloc, BufferFree, BufferIovas, BufferNumber, BufferOffset,
+    Command, CopyIn, CopyOut, Event, Exec, GraphAlloc, GraphExec, GraphFree, IbConnect, LaunchSize,
     ProgramAlloc, ProgramExec, ProgramFree, Request, SessionKey, Transfer, Wait,
 };
 use super::cursor::{Cursor, slice};
@@ -620,6 +620,7 @@ macro_rules! commands {
 commands! {
     BufferAlloc BufferFree ProgramExec Transfer BufferOffset ProgramAlloc ProgramFree CopyIn CopyOut
     Event Wait GraphExec GraphAlloc GraphFree BatchTransfer BufferIovas IbConnect
+    BlobLanding
 }
 
 /// The command without its session.

@@ -33,6 +33,9 @@ pub struct Request<'t> {
 pub enum Command<'t> {
     /// Copies many buffers to another host.
     BatchTransfer(BatchTransfer<'t>),
+    /// Makes memory for blobs that are written by RDMA. What one of these servers asks of another;
+    /// the reference knows no such command.
+    BlobLanding(BlobLanding),
     BufferAlloc(BufferAlloc),
     BufferFree(BufferFree),
     /// Registers buffers for RDMA.
@@ -169,6 +172,34 @@ record! {
     "BatchTransfer" + session BatchTransfer<'t> {
         "sbuffer_nums" sources: Vec<BufferName<'t>>,
         "dbuffer_nums" destinations: Vec<BufferName<'t>>,
+    }
+}
+
+record! {
+    "BlobLanding" + session BlobLanding {
+        "blobs" blobs: Vec<BlobLength>,
+    }
+}
+
+/// A blob that is to come, and its length: `('00...', 3)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobLength {
+    pub name: Digest,
+    pub bytes: u64,
+}
+
+impl<'t> Part<'t> for BlobLength {
+    fn read(value: Value<'_, 't>) -> Result<Self, WireError> {
+        let expected = "a pair of digest and length";
+        let mut items = value.sequence(expected)?;
+        let (Some(name), Some(bytes), None) = (items.next(), items.next(), items.next()) else {
+            return Err(value.mismatch(expected));
+        };
+        Ok(BlobLength { name: Part::read(name)?, bytes: Part::read(bytes)? })
+    }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "('{}', {})", self.name, self.bytes)
     }
 }
 

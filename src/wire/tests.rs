@@ -415,6 +415,7 @@ fn commands_are_printed_as_they_were_read() {
          IBConnect(session={KEY}, host=\"it's\", gid=b'0123456789\\x00\\xff\\n\"\\'\\\\', \
          qp_num=18446744073709551615), \
          BufferIOVAS(session={KEY}, buffer_nums=[({KEY}, 1), ({KEY}, 2)]), \
+         BlobLanding(session={KEY}, blobs=[('{digest}', 1), ('{digest}', 4294967296)]), \
          BufferAlloc(session={KEY}, buffer_num=1, size=2, \
          options=BufferSpec(image=dtypes.imagef((1, 2, 4)), uncached=True, cpu_access=True, \
          host=True, nolru=True, external_ptr=140000000000000)), \

@@ -11,6 +11,7 @@ mod arena;
 mod basics;
 mod faults;
 mod graphs;
+mod landings;
 mod model;
 mod peers;
 mod rdma;

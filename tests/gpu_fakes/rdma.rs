@@ -14,30 +14,34 @@ const HIP_VERSION: (&str, &str) = ("FAKE_HIP_VERSION", "70253211");
 
 /// What a server runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Kind {
-    device: &'static str,
-    isolation: &'static str,
+pub(crate) struct Kind {
+    pub(crate) device: &'static str,
+    pub(crate) isolation: &'static str,
 }
 
-const CPU: Kind = Kind { device: "cpu", isolation: "session" };
+pub(crate) const CPU: Kind = Kind { device: "cpu", isolation: "session" };
 
-fn gpus() -> impl Iterator<Item = Kind> {
+pub(crate) fn gpus() -> impl Iterator<Item = Kind> {
     let of = |device| ["session", "process"].map(|isolation| Kind { device, isolation });
     ["cuda", "hip"].into_iter().flat_map(of)
 }
 
 /// A server and what the fakes under it say.
-struct Host {
-    server: Server,
-    watch: Arc<Watch>,
+pub(crate) struct Host {
+    pub(crate) server: Server,
+    pub(crate) watch: Arc<Watch>,
 }
 
 impl Host {
-    fn start(kind: Kind) -> Host {
+    pub(crate) fn start(kind: Kind) -> Host {
         Host::with(kind, &[])
     }
 
-    fn with(kind: Kind, more: &[(&str, &str)]) -> Host {
+    pub(crate) fn with(kind: Kind, more: &[(&str, &str)]) -> Host {
+        Host::with_arguments(kind, more, &[])
+    }
+
+    pub(crate) fn with_arguments(kind: Kind, more: &[(&str, &str)], arguments: &[&str]) -> Host {
         let libraries: &[&str] = match kind.device {
             "cuda" => &["cuda", "nvrtc", "ibverbs"],
             "hip" => &["hip", "comgr", "ibverbs"],
@@ -46,6 +50,7 @@ impl Host {
         let watch = Watch::of_confined(libraries);
         let builder = Server::builder().device(kind.device).args(["--rdma=auto", "--no-cache"]);
         let builder = builder.args(["--isolation", kind.isolation]).arg("--peer-timeout=5");
+        let builder = arguments.iter().fold(builder, |builder, argument| builder.arg(argument));
         let environment = watch.environment();
         let environment = environment.iter().map(|(name, value)| (&**name, &**value));
         let builder = environment.chain([HIP_VERSION]).chain(more.iter().copied()).fold(
@@ -69,11 +74,11 @@ impl Host {
     }
 
     /// How often it has connected to another by RDMA.
-    fn connected(&self) -> usize {
+    pub(crate) fn connected(&self) -> usize {
         self.server.stderr().matches(CONNECTED).count()
     }
 
-    fn finish(self) {
+    pub(crate) fn finish(self) {
         assert_eq!(self.server.stop().code(), Some(0));
         self.watch.assert_clean();
     }
@@ -195,7 +200,7 @@ fn there_and_back(kind: Kind, more: &[(&str, &str)]) -> [Host; 2] {
 }
 
 #[test]
-fn memory_out_of_the_cards_reach_is_written_from_the_servers_own_and_written_to_over_http() {
+fn memory_out_of_the_cards_reach_is_written_from_the_servers_own_and_by_way_of_it() {
     for kind in gpus() {
         for (refusal, words) in [
             (("FAKE_GPU_CARDS", "0"), "no descriptors (dmabuf)"),
@@ -209,7 +214,7 @@ fn memory_out_of_the_cards_reach_is_written_from_the_servers_own_and_written_to_
             assert_eq!(said.matches("does not reach the devices' memory").count(), 1, "{said}");
             assert!(said.contains(words), "{said}");
             assert!(near.connected() > 0, "{said}");
-            assert_eq!(far.connected(), 0, "{}", far.server.stderr());
+            assert!(far.connected() > 0, "{}", far.server.stderr());
             let pools = near.watch.calls("cuMemPoolCreate") + near.watch.calls("hipMemPoolCreate");
             assert!(pools > 0, "memory comes from pools as ever");
             near.finish();
@@ -400,7 +405,10 @@ fn check_says_whether_the_card_reaches_the_devices_memory() {
         assert!(line.starts_with("ok ") && line.contains("reaches its memory"), "{line}");
         let lines = check(&[library, "ibverbs"], &[("FAKE_IBVERBS_DMABUF", "0")]);
         let line = lines.lines().find(is_it).unwrap();
-        assert!(line.starts_with("lacks ") && line.contains("over HTTP"), "{line}");
+        assert!(
+            line.starts_with("lacks ") && line.contains("by way of the server's own"),
+            "{line}"
+        );
     }
     let lines = check(&["cuda", "ibverbs"], &[("FAKE_GPU_CARDS", "0")]);
     assert!(lines.contains("lacks  CUDA+RDMA"), "{lines}");

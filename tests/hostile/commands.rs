@@ -173,6 +173,7 @@ fn rdma_that_there_is_not_is_refused() {
         format!("BufferIOVAS({session}, buffer_nums=[({key}, 1)])"),
         format!("BufferIOVAS({session}, buffer_nums=[({key}, 9)])"),
         format!("BufferIOVAS({session}, buffer_nums=[({other}, 1)])"),
+        format!("BlobLanding({session}, blobs=[('{}', 1)])", "00".repeat(32)),
     ] {
         let name = command.split('(').next().unwrap().to_owned();
         refused(&mut client, command, &name);

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use super::command::{Act, Command, Item, Key, ProgramName, SOURCES, Variable, Wish};
 use super::model::{
-    BoundInteger, Causes, Check, Checked, ENDED, Flag, Graph, GraphStep, Mistake, Model, NO_RDMA,
-    Session, Started, Target, Thing, Uid, fail, limits,
+    BoundInteger, Causes, Check, Checked, ENDED, Flag, Graph, GraphStep, Mistake, Model, Session,
+    Started, Target, Thing, Uid, fail, limits,
 };
 
 impl Model {
@@ -68,7 +68,7 @@ impl Model {
                 if known { Ok(()) } else { fail(format!("unknown program ({}, ", name.0)) }
             }
             Act::Unsupported(0) => fail("0 sources and 1 destinations"),
-            Act::Unsupported(_) => fail(NO_RDMA),
+            Act::Unsupported(_) => fail(started.command.refusal()),
             Act::BufferAlloc { .. }
             | Act::BufferFree { .. }
             | Act::BufferOffset { .. }

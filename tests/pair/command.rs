@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use outboard::blob::Digest;
 
+use super::model::{NO_RDMA, OF_SERVER};
 use super::pick::Pick;
 
 /// A session's name: the ordinal of its device. No two sessions share one at a time.
@@ -162,7 +163,9 @@ impl Command {
             Act::ProgramFree { .. } => "ProgramFree",
             Act::SessionFree => "SessionFree",
             Act::Transfer { .. } => "Transfer",
-            Act::Unsupported(which) => ["BatchTransfer", "BufferIOVAS", "IBConnect"][*which],
+            Act::Unsupported(which) => {
+                ["BatchTransfer", "BufferIOVAS", "IBConnect", "BlobLanding"][*which]
+            }
             Act::Wait { .. } => "Wait",
         }
     }
@@ -172,10 +175,17 @@ impl Command {
         format!("{}({arguments}session={})", self.name(), key(HOST, self.at))
     }
 
-    /// Whether it opens a peer's connection to this server, which is the connection's and no
-    /// session's.
-    pub fn lets_in(&self) -> bool {
-        matches!(self.act, Act::Unsupported(2))
+    /// Whether it asks for what is the connection's and no session's: to be let in, or memory.
+    pub fn is_of_connection(&self) -> bool {
+        matches!(self.act, Act::Unsupported(2 | 3))
+    }
+
+    /// What becomes of it where there is no RDMA, if it is about that.
+    pub fn refusal(&self) -> &'static str {
+        match self.act {
+            Act::Unsupported(3) => OF_SERVER,
+            _ => NO_RDMA,
+        }
     }
 
     /// Whether a reply may be this command's.
@@ -232,7 +242,8 @@ impl Act {
             }
             Act::Unsupported(0) => "[], [(SessionKey('elsewhere', 0, 'n'), 1)], ".to_owned(),
             Act::Unsupported(1) => "[], ".to_owned(),
-            Act::Unsupported(_) => "'elsewhere', b'0123456789abcdef', 1, ".to_owned(),
+            Act::Unsupported(2) => "'elsewhere', b'0123456789abcdef', 1, ".to_owned(),
+            Act::Unsupported(_) => format!("[('{}', 4)], ", "00".repeat(32)),
             Act::Wait { event } => format!("{event}, "),
         }
     }
@@ -648,7 +659,7 @@ impl Author {
                 Act::SessionFree
             }
             22 => Act::GetProperties,
-            _ if pick.percent(20) => Act::Unsupported(pick.below(3)),
+            _ if pick.percent(20) => Act::Unsupported(pick.below(4)),
             _ => Act::GetProperties,
         }
     }

@@ -293,6 +293,7 @@ pub fn fail<T>(cause: impl Into<String>) -> Result<T, Causes> {
 
 pub const ENDED: &str = "the session has ended";
 pub const NO_RDMA: &str = "this server has no RDMA";
+pub const OF_SERVER: &str = "BlobLanding is what one server asks of another";
 
 impl Model {
     pub fn new(mistake: Option<Mistake>) -> Model {
@@ -311,7 +312,7 @@ impl Model {
             _ if command.at >= DEVICES => fail("device index 33 is out of range"),
             _ if place.is_forwarded => fail(ENDED),
             // A peer is let in where its connection is served, and so refused there too.
-            Some(_) if command.lets_in() => fail(NO_RDMA),
+            Some(_) if command.is_of_connection() => fail(command.refusal()),
             Some(_) => return Begun::Elsewhere,
             None => self.open(place, command.at),
         };

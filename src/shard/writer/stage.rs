@@ -1,8 +1,8 @@
 //! Copies by RDMA of what is in no memory that the network card reaches.
 //!
 //! Owns: [`Stage`], a link's own memory, which the card knows, and how bytes go through it: one
-//! half is filled while the card reads the other. Absent: the destinations, which a card reaches in
-//! any case.
+//! half is filled while the card reads the other. Absent: the destinations, which are the peer's
+//! buffers or memory of its own (`landing`).
 
 use std::sync::Arc;
 
