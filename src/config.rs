@@ -711,7 +711,8 @@ impl RdmaConfig {
     /// for each link: one message, which takes some 100 microseconds to copy.
     pub const STAGE_BYTES: usize = 1 << 20;
     /// Blobs of one connection for which a server has memory that another one writes by RDMA, and
-    /// that no command has used yet. Each is a registration, of which cards have some 100,000.
+    /// that no command has used yet. Each is a registration of its own; a copy of more buffers goes
+    /// in several turns.
     pub const LANDINGS_PER_CONNECTION_MAX: usize = 1024;
     /// How long a server has memory for a blob that no command uses. The stock client gives up on
     /// its socket after as much, so no copy takes longer.

@@ -1,7 +1,8 @@
 //! What is asked of the server: a row for each command that a server can answer by itself.
 //!
-//! Absent: `BatchTransfer`, `BufferIOVAS` and `IBConnect`, which need a second server. Requests are
-//! the same bytes every time, so what a row makes it also takes away, and the other way round.
+//! Absent: `BatchTransfer`, `BlobLanding`, `BufferIOVAS` and `IBConnect`, which need a second
+//! server. Requests are the same bytes every time, so what a row makes it also takes away, and the
+//! other way round.
 
 use outboard::blob::Digest;
 

@@ -4,11 +4,12 @@
 //! `budget` (how much memory the whole server may hand out), `segment` (what the system gives),
 //! this file.
 //!
-//! Each heap belongs to one session, or to one connection's staging. Only in one way does memory
-//! pass from one to another: a blob that fills a whole buffer becomes that buffer's memory, and the
-//! segment that the buffer had goes to the connection's staging in return, once the queue is past
-//! it. Both belong to one client: the memory of one client is never seen by another, scrubbed or
-//! not. Memory for new buffers comes from the session's own heap alone.
+//! Each heap belongs to one session, to one connection's staging, or to what one command of another
+//! server's asks for ([`Heap::apart`]). Only in one way does memory pass from one to another: a
+//! blob that fills a whole buffer becomes that buffer's memory, and the segment that the buffer had
+//! goes to the connection's staging in return, once the queue is past it. Both belong to one
+//! client: the memory of one client is never seen by another, scrubbed or not. Memory for new
+//! buffers comes from the session's own heap alone.
 //!
 //! Absent: who else maps a segment, and when they let go (`imports`); when memory that queued work
 //! may still touch can be used again (`slot`, `isolated`).

@@ -11,7 +11,8 @@
 //!
 //! In the other direction a peer is asked the same, and what it says is told by `asking`.
 //!
-//! Absent: the device, and writing to a peer's memory (`rdma`).
+//! Absent: the device, and writing to a peer's memory (`rdma`); memory for what the card cannot
+//! write where it belongs (`landing`).
 
 use std::time::Instant;
 

@@ -261,7 +261,7 @@ fn batch_of_buffers_of_which_one_is_out_of_reach_lands() {
 fn batch_of_more_than_lands_at_once_goes_in_turns() {
     let kind = Kind { device: "cuda", isolation: "process" };
     let mut pair = Pair::of([Host::start(CPU), Host::with(kind, &[NO_DMABUF])]);
-    let filled = pair.fill(&[(1, 30 << 20), (2, 30 << 20), (3, 30 << 20), (4, 5)]);
+    let filled = pair.fill(&[(1, 22 << 20), (2, 22 << 20), (3, 22 << 20), (4, 5)]);
     let copy = pair.batch_transfer(&[1, 2, 3, 4]);
     pair.near.batch(&[copy], &[]).ok();
     for (number, data) in (1..).zip(&filled) {

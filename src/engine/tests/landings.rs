@@ -2,7 +2,7 @@
 //! nothing.
 
 use super::*;
-use crate::config::RdmaConfig;
+use crate::config::{DeviceLimits, RdmaConfig};
 use crate::device::shared::Heap;
 use crate::engine::Sender;
 use crate::identity::Access;
@@ -29,7 +29,7 @@ impl Yard {
     fn of(mut bench: Bench) -> Yard {
         let fabric = NullFabric::default();
         bench.engine = bench.engine.with_fabric(Box::new(fabric.clone()));
-        Yard { bench, fabric, staging: Arc::new(Budget::new(100 << 10)) }
+        Yard { bench, fabric, staging: Arc::new(Budget::new(300 << 10)) }
     }
 
     /// A batch of another server.
@@ -108,13 +108,17 @@ fn blob_of_the_batch_comes_before_one_that_has_landed() {
 
 #[test]
 fn landing_becomes_no_buffers_memory() {
-    const BYTES: u64 = 64 << 10;
+    // A blob of this length that a client sends would.
+    const BYTES: u64 = DeviceLimits::STAGED_SEGMENT_BYTES_MIN;
     let mut yard = Yard::new();
     yard.bench.ok(&format!("BufferAlloc(5, {BYTES}, $spec, session=$a)"));
     yard.ok(&landing(NAME, BYTES));
+    yard.bench.control.hold();
     yard.ok(&copy(5, NAME));
+    assert!(yard.bench.control.complete_next(0), "it is copied");
+    yard.bench.control.release();
     yard.bench.ok("CopyOut(5, session=$a)");
-    assert_eq!(yard.has(), (0, false), "the buffer has its own memory");
+    assert_eq!(yard.has(), (0, false));
 }
 
 #[test]
@@ -147,6 +151,26 @@ fn landing_of_another_connection_or_identity_is_not_found() {
     }
     assert_eq!(yard.has(), (1, true));
     yard.ok(&copy(1, NAME));
+}
+
+#[test]
+fn server_that_works_for_others_clients_lands_for_the_one_whose_session_it_is() {
+    let mut yard = Yard::new();
+    let server = Access::default().of_address([127, 0, 0, 1].into()).unwrap();
+    let run = |yard: &mut Yard, text: &str| {
+        let mut batch = yard.parse(text, CONNECTION).of_identity(server);
+        batch = batch.of_sender(Sender::PeerOfAll, None);
+        match yard.bench.engine.advance(&mut batch, yard.bench.now) {
+            Progress::Done(Reply::Ok(_)) => {}
+            progress => panic!("{progress:?}"),
+        }
+    };
+    run(&mut yard, &landing(NAME, LENGTH_OF_CLIENT));
+    run(&mut yard, &copy(1, NAME));
+    assert_eq!(yard.bench.ok("CopyOut(1, session=$a)"), [0; 4]);
+    assert_eq!(yard.has(), (0, false));
+    yard.ok(&landing(NAME, LENGTH_OF_CLIENT));
+    run(&mut yard, &copy(1, NAME));
 }
 
 #[test]
@@ -190,7 +214,7 @@ fn landings_of_one_connection_are_bounded() {
 #[test]
 fn memory_that_cannot_be_had_or_pinned_leaves_nothing() {
     let mut yard = Yard::new();
-    let both = format!("BlobLanding([('{NAME}', 4096), ('{DATA}', 200000)], session=$a)");
+    let both = format!("BlobLanding([('{NAME}', 4096), ('{DATA}', 400000)], session=$a)");
     yard.fails_with(&both, "out of memory");
     assert_eq!(yard.has(), (0, false));
     yard.fabric.refuse();
