@@ -53,6 +53,13 @@ enum Peering {
     None(Instant),
 }
 
+impl Peering {
+    /// Whether it was found lately that there can be no link.
+    fn is_none(&self) -> bool {
+        matches!(self, Peering::None(since) if since.elapsed() < PeerLimits::IDLE_TIME_MAX)
+    }
+}
+
 /// The links of all peers.
 #[derive(Default)]
 pub(super) struct Writers(RefCell<HashMap<(String, Identity), Peering>>);
@@ -135,6 +142,10 @@ impl Drop for Turnstile<'_> {
 }
 
 impl Writers {
+    fn knows_none(&self, key: &(String, Identity)) -> bool {
+        self.0.borrow().get(key).is_some_and(Peering::is_none)
+    }
+
     /// Waits until nobody uses the link, and takes it if there is one. `None` where it is known
     /// that there can be none.
     async fn enter(
@@ -149,9 +160,7 @@ impl Writers {
                     waiting.push(cx.waker().clone());
                     return Poll::Pending;
                 }
-                Some(Peering::None(since)) if since.elapsed() < PeerLimits::IDLE_TIME_MAX => {
-                    return Poll::Ready(None);
-                }
+                Some(peering) if peering.is_none() => return Poll::Ready(None),
                 _ => {}
             }
             match writers.insert(key.clone(), Peering::Busy(Vec::new())) {
@@ -183,26 +192,21 @@ impl Shard {
         let Some(fabric) = self.config.fabric.clone() else { return Ok(Some(parcels)) };
         let Some(first) = parcels.first() else { return Ok(None) };
         let identity = self.engine.borrow().identity_of(first).map_err(Trouble::Here)?;
-        let sources = self.sources(&mut parcels).await?;
-        if parcels.len() > PLACES_MAX {
+        let key = (to.host().to_owned(), identity);
+        // Memory is not pinned for nothing.
+        if parcels.len() > PLACES_MAX || self.writers.knows_none(&key) {
             return Ok(Some(parcels));
         }
-        let key = (to.host().to_owned(), identity);
+        let sources = self.sources(&mut parcels).await?;
         loop {
             let Some((mut turnstile, kept)) = self.writers.enter(key.clone(), to.peer()).await
             else {
                 return Ok(Some(parcels));
             };
-            let mut writer = match kept {
-                Some(writer) => writer,
-                None => match self.connect_writer(&fabric, to, identity, &parcels[0]).await {
-                    Ok(writer) => Box::new(writer),
-                    Err(trouble) => {
-                        debug!(host = to.host(), %trouble, "no RDMA to this peer");
-                        turnstile.after = Some(Peering::None(Instant::now()));
-                        return Ok(Some(parcels));
-                    }
-                },
+            let kept = self.kept_or_new(kept, &fabric, to, identity, &parcels[0]).await;
+            let Some(mut writer) = kept else {
+                turnstile.after = Some(Peering::None(Instant::now()));
+                return Ok(Some(parcels));
             };
             let remembered = writer.places.find(&parcels);
             let is_remembered = remembered.is_some();
@@ -244,6 +248,24 @@ impl Shard {
                 Err(trouble) => return Err(trouble),
             }
         }
+    }
+
+    /// The link that was kept, or a new one if there can be one.
+    async fn kept_or_new(
+        self: &Rc<Self>,
+        kept: Option<Box<Writer>>,
+        fabric: &DeviceFabric,
+        to: To<'_>,
+        identity: Identity,
+        parcel: &Parcel,
+    ) -> Option<Box<Writer>> {
+        if kept.is_some() {
+            return kept;
+        }
+        let made = self.connect_writer(fabric, to, identity, parcel).await;
+        made.map(Box::new)
+            .inspect_err(|trouble| debug!(host = to.host(), %trouble, "no RDMA to this peer"))
+            .ok()
     }
 
     /// Where the bytes of parcels are for the network card, as far as it reaches them.
