@@ -76,11 +76,24 @@ pub(crate) fn settle_but(open: usize) {
     }
 }
 
-/// The names of this process's threads.
+/// The names of this process's threads. The list that the system gives ends early where a thread
+/// ends while it is read, so it is read until none is missing.
 fn threads() -> Vec<String> {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
-    tasks.filter_map(|task| Some(name(task.ok()?)?.trim().to_owned())).collect()
+    loop {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
+        let names: Vec<_> =
+            tasks.filter_map(|task| Some(name(task.ok()?)?.trim().to_owned())).collect();
+        if names.len() == thread_count() {
+            return names;
+        }
+    }
+}
+
+fn thread_count() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+    line.expect("the system says how many").trim().parse().unwrap()
 }
 
 /// As [`on_fakes`], where nothing may be reported.
