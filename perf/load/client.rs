@@ -5,8 +5,10 @@
 //! hashing here would be measured as their time.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::Result;
 
@@ -99,7 +101,19 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr, spin: bool) -> Result<Client> {
-        let wire = Wire::new(TcpStream::connect(address)?, spin)?;
+        Client::over(TcpStream::connect(address)?, address, spin)
+    }
+
+    /// The same from an address of this machine's.
+    pub(crate) fn connect_from(from: IpAddr, address: SocketAddr, spin: bool) -> Result<Client> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+        socket.connect(&address.into())?;
+        Client::over(socket.into(), address, spin)
+    }
+
+    fn over(stream: TcpStream, address: SocketAddr, spin: bool) -> Result<Client> {
+        let wire = Wire::new(stream, spin)?;
         let host = address.to_string();
         let session = new_session(&host)?;
         Ok(Client { wire, host, session, names: 0, reply: vec![1; REPLY_BYTES_MIN] })

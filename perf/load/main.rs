@@ -18,7 +18,7 @@ mod scale;
 mod server;
 mod victim;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -46,6 +46,10 @@ struct Args {
     /// shard is looked for.
     #[arg(long, global = true, requires = "pid")]
     shard: Option<usize>,
+    /// Connect from this address. To a server that trusts each address of its own, clients of
+    /// different addresses are different clients.
+    #[arg(long, global = true)]
+    from: Option<IpAddr>,
     #[command(subcommand)]
     command: Command,
 }
@@ -187,6 +191,7 @@ struct Setting {
     counts: Counts,
     pid: Option<u32>,
     shard: Option<usize>,
+    from: Option<IpAddr>,
     spin: bool,
 }
 
@@ -194,8 +199,8 @@ fn main() -> Result<()> {
     let args = Args::parse();
     process::pin(args.core)?;
     let counts = args.effort.counts();
-    let (pid, shard, spin) = (args.pid, args.shard, args.spin);
-    let setting = |address| Setting { address, counts, pid, shard, spin };
+    let (pid, shard, from, spin) = (args.pid, args.shard, args.from, args.spin);
+    let setting = |address| Setting { address, counts, pid, shard, from, spin };
     let measured = match args.command {
         Command::Server { address, parts } => server::measure(&setting(address), &parts)?,
         Command::Gpu { address, parts, bytes, elements } => {

@@ -208,13 +208,21 @@ fn echo(core: Option<usize>) -> Result<Wire> {
 }
 
 impl Setting {
+    /// A connection with a session, on any shard.
+    fn connect_anywhere(&self) -> Result<Client> {
+        match self.from {
+            None => Client::connect(self.address, self.spin),
+            Some(from) => Client::connect_from(from, self.address, self.spin),
+        }
+    }
+
     /// A connection with a session, on the shard that is wanted.
     pub(crate) fn connect(&self) -> Result<Client> {
         let Some((shard, pid)) = self.shard.zip(self.pid) else {
-            return Client::connect(self.address, self.spin);
+            return self.connect_anywhere();
         };
         for _ in 0..TRIES {
-            let mut client = Client::connect(self.address, self.spin)?;
+            let mut client = self.connect_anywhere()?;
             let empty = client.batch("[]");
             client.request(&empty)?;
             let before = shard_times(pid);

@@ -7,6 +7,7 @@ use tracing::{debug, warn};
 
 use super::Shard;
 use super::connection::serve;
+use super::fair::Claim;
 use super::io::{Listener, Socket};
 use crate::config::ShardLimits;
 use crate::http::{self, Status};
@@ -34,7 +35,9 @@ impl Shard {
                     }
                     let owner = self.next_owner();
                     debug!(?owner, "connected");
-                    self.reactor.spawn(serve(Rc::clone(&self), socket, owner, place)).detach();
+                    let claim = Claim::new(self.access.borrow().may_be_several());
+                    let task = serve(Rc::clone(&self), socket, owner, place, Rc::clone(&claim));
+                    self.reactor.spawn_fair(claim, task).detach();
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");

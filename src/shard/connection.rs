@@ -16,6 +16,7 @@ use tracing::debug;
 use super::Shard;
 use super::body::{Body, BodyError, Direct, Text};
 use super::completion::{Cancel, Gone};
+use super::fair::Claim;
 use super::input::Input;
 use super::io::{Detached, Handle, Socket};
 use super::moving::Place;
@@ -78,6 +79,8 @@ struct Connection {
     socket: Socket,
     entry: Rc<ConnectionEntry>,
     owner: Owner,
+    /// How its turns are counted.
+    claim: Rc<Claim>,
     /// Who the peer is by its address.
     known: Option<Identity>,
     /// Who sent the last request, or is known to be there before one; nobody where that is not
@@ -129,7 +132,13 @@ impl From<Gone> for Unanswered {
 }
 
 /// Serves a connection to its end, then ends the sessions that it opened.
-pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner, place: Place) {
+pub(super) async fn serve(
+    shard: Rc<Shard>,
+    mut socket: Socket,
+    owner: Owner,
+    place: Place,
+    claim: Rc<Claim>,
+) {
     let entry = Rc::new(ConnectionEntry::new(socket.handle(), &shard, place));
     shard.connections.borrow_mut().insert(owner, Rc::clone(&entry));
     let known = match shard.introduce(&mut socket, &entry).await {
@@ -143,6 +152,7 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner, pl
         }
     };
     let mut connection = Connection {
+        claim,
         known,
         seat: None,
         sender: Sender::Client,
@@ -163,7 +173,7 @@ pub(super) async fn serve(shard: Rc<Shard>, mut socket: Socket, owner: Owner, pl
 }
 
 /// Serves a connection that another shard has begun to serve.
-pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
+pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner, claim: Rc<Claim>) {
     let Moved { socket, known, seat, http, text, input, place } = moved;
     let socket = Socket::attach(&shard.reactor, socket);
     let entry = Rc::new(ConnectionEntry::new(socket.handle(), &shard, place));
@@ -172,7 +182,11 @@ pub(super) async fn serve_on(shard: Rc<Shard>, moved: Moved, owner: Owner) {
     let input = Input::from(input);
     let may_move = false;
     let sender = Sender::Client;
+    if let Some(seat) = &seat {
+        claim.identity.set(seat.identity());
+    }
     let connection = Connection {
+        claim,
         known,
         seat,
         sender,
@@ -598,6 +612,7 @@ impl Connection {
             return true;
         }
         self.seat = None;
+        self.claim.identity.set(identity);
         let tenant = self.shard.engine.borrow().tenant(identity);
         let limit = self.shard.config.shard.connections_per_identity_max;
         self.seat = tenant.seat(identity, limit);

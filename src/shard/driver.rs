@@ -10,6 +10,10 @@
 //! So every task of a shard is spawned through [`Reactor::spawn`], which counts how often tasks
 //! run, and no task is ever woken by the waker of another thread: the executor, which hears those
 //! only when it looks, does not look. Other threads ring a bell (`io`).
+//!
+//! Where more connections of several identities can go on than a few, the driver calls a few at a
+//! time, those first whose identity has had least (`fair`), and looks at the ring in between: what
+//! comes then does not stand behind all that came before it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -20,12 +24,19 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use super::fair::{Claim, Queue, State};
 use super::ring::{Ring, Wait};
 use crate::config::RingLimits;
 
 /// Turns of the driver without a look at the ring while other tasks run. Tasks that wake each other
 /// without end delay completions by this many rounds, no more.
 const ROUNDS_MAX: u32 = 16;
+
+/// Connections that go on between two looks at the ring: a small request with its reply takes 5 to
+/// 10 microseconds, and an entry into the kernel less than one.
+const CALLS_MAX: u32 = 8;
+/// How long they may take for that.
+const CALLS_TIME_MAX: Duration = Duration::from_micros(50);
 
 /// What a shard's tasks wait on.
 pub(super) struct Reactor {
@@ -42,6 +53,10 @@ pub(super) struct Reactor {
     turns: RefCell<Vec<Waker>>,
     /// Counts looks at the ring.
     looks: Cell<u64>,
+    /// Connections that can go on and have to wait until they are called.
+    queue: RefCell<Queue<(Waker, Rc<Claim>)>>,
+    /// Connections that have gone on since the last look without having been called.
+    uncalled: Cell<u32>,
 }
 
 /// What the driver knows from turn to turn.
@@ -51,6 +66,11 @@ struct Driver {
     rounds: u32,
     woken: Vec<Waker>,
     active: Instant,
+    /// Calls since the last look, and when the first one was.
+    calls: u32,
+    calling: Instant,
+    /// Whom the last calls were for, and when they were.
+    called: Option<(u128, Instant)>,
 }
 
 impl Reactor {
@@ -66,6 +86,8 @@ impl Reactor {
             timer_next: Cell::new(0),
             turns: RefCell::default(),
             looks: Cell::new(0),
+            queue: RefCell::default(),
+            uncalled: Cell::new(0),
         });
         let mut driver = Driver {
             reactor: Rc::clone(&reactor),
@@ -74,6 +96,9 @@ impl Reactor {
             rounds: 0,
             woken: Vec::new(),
             active: Instant::now(),
+            calls: 0,
+            calling: Instant::now(),
+            called: None,
         };
         glommio::spawn_local(poll_fn(move |cx| driver.turn(cx))).detach();
         Ok(reactor)
@@ -95,6 +120,45 @@ impl Reactor {
         F::Output: 'static,
     {
         glommio::spawn_local(self.counted(task))
+    }
+
+    /// Runs the task of a connection, which waits for its turn where others can go on too.
+    pub(super) fn spawn_fair<F>(
+        self: &Rc<Self>,
+        claim: Rc<Claim>,
+        task: F,
+    ) -> glommio::Task<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        let reactor = Rc::clone(self);
+        let mut task = Box::pin(task);
+        self.spawn(poll_fn(move |cx| match reactor.lets_on(&claim, cx.waker()) {
+            true => task.as_mut().poll(cx),
+            false => Poll::Pending,
+        }))
+    }
+
+    /// Whether a connection may go on now; if not, its task is woken when it may.
+    fn lets_on(&self, claim: &Rc<Claim>, waker: &Waker) -> bool {
+        match claim.state.get() {
+            _ if !claim.is_fair => return true,
+            State::Called => {
+                claim.state.set(State::Idle);
+                return true;
+            }
+            State::Waiting => return false,
+            State::Idle => {}
+        }
+        let mut queue = self.queue.borrow_mut();
+        if queue.is_empty() && self.uncalled.get() < CALLS_MAX {
+            self.uncalled.update(|count| count + 1);
+            return true;
+        }
+        claim.state.set(State::Waiting);
+        queue.push(claim.identity.get().number(), (waker.clone(), Rc::clone(claim)));
+        false
     }
 
     /// A future whose runs the driver sees. The executor's first task has to be one.
@@ -175,6 +239,7 @@ impl Reactor {
     fn look(&self, woken: &mut Vec<Waker>) {
         self.ring.enter(Wait::No);
         self.ring.collect(woken);
+        self.uncalled.set(0);
         self.looks.update(|looks| looks + 1);
         woken.append(&mut self.turns.borrow_mut());
     }
@@ -186,12 +251,18 @@ impl Driver {
             let left = self.reactor.ring.close();
             self.reactor.timers.take();
             self.reactor.turns.take();
+            self.reactor.queue.take();
             drop(left);
             return Poll::Ready(());
         }
         let runs = self.reactor.runs.get();
         let is_quiet = std::mem::replace(&mut self.runs, runs) == runs;
-        if is_quiet {
+        if let Some((identity, since)) = self.called.take() {
+            self.reactor.queue.borrow_mut().charge(identity, since.elapsed());
+        }
+        if !self.reactor.queue.borrow().is_empty() {
+            self.call();
+        } else if is_quiet {
             self.wait();
         } else {
             self.advance();
@@ -201,20 +272,45 @@ impl Driver {
         Poll::Pending
     }
 
+    /// Has the next connections go on, or looks whether there are others before them.
+    fn call(&mut self) {
+        let now = Instant::now();
+        if self.calls == 0 {
+            self.calling = now;
+        }
+        if self.calls == CALLS_MAX || now - self.calling >= CALLS_TIME_MAX {
+            return self.look();
+        }
+        let Driver { woken, calls, .. } = self;
+        let most = (CALLS_MAX - *calls) as usize;
+        let identity = self.reactor.queue.borrow_mut().pop(most, |(waker, claim)| {
+            *calls += 1;
+            claim.state.set(State::Called);
+            woken.push(waker);
+        });
+        self.called = identity.map(|identity| (identity, now));
+    }
+
     /// Other tasks have run, and what they woke may be runnable.
     fn advance(&mut self) {
         self.rounds += 1;
         if self.rounds < ROUNDS_MAX && self.reactor.turns.borrow().is_empty() {
             return;
         }
-        self.rounds = 0;
+        self.look();
+    }
+
+    fn look(&mut self) {
+        (self.rounds, self.calls) = (0, 0);
         self.reactor.fire(&mut self.woken);
         self.reactor.look(&mut self.woken);
     }
 
     /// Nothing else can run until something comes from outside.
     fn wait(&mut self) {
-        self.rounds = 0;
+        (self.rounds, self.calls) = (0, 0);
+        self.reactor.uncalled.set(0);
+        self.reactor.queue.borrow_mut().forget();
         // Interruptions, and completions that nobody waits for, go round here: the executor would
         // arm its timer each time.
         while self.woken.is_empty() {

@@ -7,7 +7,7 @@
 //! Reading order: this file, `accept`, `connection` (the main path: socket to reply), `input`,
 //! `body`, `memory`, `output` (what is sent), `completion` (all waiting), `mesh`,
 //! `moving`, `peer` (other servers), `io` (the seam to the sockets), `tls`, `driver` (when the
-//! kernel is entered), `ring` (how).
+//! kernel is entered), `fair` (who goes on first), `ring` (how).
 //!
 //! One shard's state is borrowed in one synchronous call at a time; no borrow lives across an
 //! `await`.
@@ -17,6 +17,7 @@ mod body;
 mod completion;
 mod connection;
 mod driver;
+mod fair;
 mod input;
 mod io;
 mod memory;

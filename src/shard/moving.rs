@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Shard;
-use super::connection::Moved;
+use super::connection::{Moved, serve_on};
+use super::fair::Claim;
 use super::mesh::Message;
 use crate::engine::{Batch, Home, Owner};
 
@@ -119,7 +120,9 @@ impl Shard {
     /// Takes a connection in.
     pub(super) fn take_in(self: &Rc<Self>, moved: Moved) {
         let owner = self.next_owner();
-        self.reactor.spawn(super::connection::serve_on(Rc::clone(self), moved, owner)).detach();
+        let claim = Claim::new(self.access.borrow().may_be_several());
+        let task = serve_on(Rc::clone(self), moved, owner, Rc::clone(&claim));
+        self.reactor.spawn_fair(claim, task).detach();
     }
 }
 

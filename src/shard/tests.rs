@@ -17,10 +17,12 @@ use socket2::SockRef;
 
 use super::driver::Reactor;
 use super::executor;
+use super::fair::Claim;
 use super::io::{Bell, Doorbell, Listener, Received, Socket, listen, local_address};
 use crate::config::RingLimits;
 use crate::device::shared::{Budget, Heap};
 use crate::engine::Output;
+use crate::identity::{Access, Rules};
 
 /// Well above what any of these takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -111,6 +113,53 @@ fn tasks_that_wake_each_other_do_not_keep_the_ring_from_being_looked_at() {
         reactor.sleep(Duration::from_millis(5)).await;
         over.set(true);
         restless.await;
+    });
+}
+
+#[test]
+fn connection_of_another_identity_does_not_stand_behind_many() {
+    const MANY: u32 = 200;
+    run(RingLimits::default(), "somebody was never called", |reactor| async move {
+        let [theirs, mine] = ["10.0.0.1", "10.0.0.2"].map(|address| {
+            let trusted = vec![address.parse().unwrap()];
+            let access = Access::load(&Rules { trusted, ..Rules::default() }).unwrap();
+            let claim = Claim::new(true);
+            claim.identity.set(access.of_address(address.parse().unwrap()).unwrap());
+            claim
+        });
+        let (far, near) = UnixStream::pair().unwrap();
+        // How often others have gone on, and when something was said to the one.
+        let (runs, said) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(None)));
+        let crowd: Vec<_> = (0..MANY)
+            .map(|number| {
+                let (runs, said, far) = (Rc::clone(&runs), Rc::clone(&said), far.try_clone());
+                let claim = Claim::new(true);
+                claim.identity.set(theirs.identity.get());
+                reactor.spawn_fair(claim, async move {
+                    for _ in 0..10 {
+                        work(Duration::from_micros(20));
+                        runs.update(|runs| runs + 1);
+                        if number == MANY / 2 && said.get().is_none() {
+                            said.set(Some(runs.get()));
+                            far.as_ref().unwrap().write_all(&[1]).unwrap();
+                        }
+                        futures_lite::future::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        let mut bell = Doorbell::new(&reactor, near.into());
+        let heard = Rc::clone(&runs);
+        let one = reactor.spawn_fair(mine, async move {
+            assert!(bell.rung().await);
+            heard.get()
+        });
+        let between = one.await - said.get().unwrap();
+        for task in crowd {
+            task.await;
+        }
+        assert!(between < 30, "{between} others went on before");
+        assert_eq!(runs.get(), MANY * 10);
     });
 }
 
