@@ -26,24 +26,31 @@
 //!    `graph_runs_on_what_its_client_has_freed`.
 //! 9. What is freed twice, made twice or was never made: `double_free_is_refused`,
 //!    `unknown_names_are_refused_with_the_name`, `program_allocated_twice_lives_until_freed_twice`.
-//! 10. A key to remote memory, used after its buffer was freed: none is given out:
+//! 10. A key to remote memory, used after its buffer was freed:
+//!     `keys_end_with_their_buffer_and_with_the_session`,
+//!     `buffer_that_was_freed_is_not_written_by_its_old_key`,
+//!     `forged_stale_and_foreign_keys_reach_no_memory`, and where there is no RDMA
 //!     `rdma_that_there_is_not_is_refused`.
 //! 11. Sessions by the thousand that are never freed:
 //!     `identity_has_a_number_of_sessions_over_all_connections`,
 //!     `sessions_never_freed_are_bounded_and_end_with_their_connection`.
-//! 12. A client killed in mid-upload, in mid-graph (there is no remote write to be killed in):
+//! 12. A client killed in mid-upload, in mid-graph, in the middle of a remote write:
 //!     `client_killed_in_mid_upload_leaves_nothing_behind`,
 //!     `client_killed_in_mid_graph_leaves_nothing_behind`,
-//!     `client_that_goes_in_mid_output_leaves_nothing_behind`.
+//!     `client_that_goes_in_mid_output_leaves_nothing_behind`,
+//!     `peer_that_dies_in_the_middle_is_reported_and_leaves_nothing`,
+//!     `server_that_dies_before_what_lands_is_copied_leaves_its_memory`.
 //! 13. Another identity's session: `session_of_another_identity_looks_like_one_that_is_not_there`.
 //! 14. Freed memory, read by the next session:
 //!     `memory_of_a_new_device_is_zero_whatever_an_old_one_left`, `fresh_memory_reads_as_zero`,
 //!     `new_buffer_holds_nothing_of_another_session`.
-//! 15. Keys to remote memory of somebody else's buffer: none are given out:
-//!     `rdma_that_there_is_not_is_refused`.
+//! 15. Keys to remote memory of somebody else's buffer:
+//!     `keys_to_a_buffer_of_another_identity_are_not_given_out`,
+//!     `server_is_written_only_with_keys_that_it_gave_and_that_still_hold`.
 //! 16. A session key whose host is some other machine:
 //!     `host_of_a_session_key_is_never_connected_to`.
-//! 17. A queue pair to any address: none is made: `rdma_that_there_is_not_is_refused`.
+//! 17. A queue pair to any address: `address_that_nobody_has_is_an_error_and_leaves_nothing`,
+//!     `peers_of_one_identity_are_bounded`, `rdma_that_there_is_not_is_refused`.
 //! 18. What others have uploaded, found out by its hash: `blob_is_known_to_its_own_batch_only`,
 //!     `program_of_another_identity_answers_as_a_new_one_does`.
 //! 19. Bytes that are not what their name says:
@@ -113,6 +120,7 @@
 //!     `client_that_reads_nothing_of_its_reply_is_given_up`.
 //! 44. One that idles or is greedy at others' cost:
 //!     `small_calls_beside_a_full_speed_upload_are_not_starved`,
+//!     `connection_of_another_identity_does_not_stand_behind_many`,
 //!     `bodies_of_one_identity_leave_room_for_those_of_another`,
 //!     `identity_past_its_connections_is_told_so_before_its_body`,
 //!     `unknown_peer_that_says_nothing_is_not_kept`.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::RdmaConfig;
 use crate::engine::{Errand, Source, Sourcing, Work, asking};
+use crate::identity::Access;
 use crate::rdma::{Address, NullFabric, QueuePairNumber, Target};
 
 fn bench() -> (Bench, NullFabric) {
@@ -102,6 +103,28 @@ fn buffers_are_told_by_their_own_bytes_and_once() {
     assert_ne!(told[0].key, told[1].key, "a view has a key of its own");
     assert_eq!(bench.ok(&iovas(&[1, 2])), first);
     assert_eq!(fabric.registered(), 2);
+}
+
+#[test]
+fn keys_to_a_buffer_of_another_identity_are_not_given_out() {
+    let (mut bench, fabric) = bench();
+    bench.ok(BUFFER_AND_VIEW);
+    let thief = Access::default().of_address([127, 0, 0, 1].into()).unwrap();
+    // The key of a session names one of the thief's own.
+    let beside_own = "BufferAlloc(1, 4, $spec, session=$b), BufferIOVAS([($a, 1)], session=$b)";
+    let asked =
+        [(iovas(&[1]), "unknown buffer 1"), (beside_own.to_owned(), "unknown session of device 0")];
+    for (text, words) in asked {
+        let mut batch = parse_for(&text, Owner::Connection(2)).of_identity(thief);
+        let Progress::Done(Reply::Failed(failure)) = bench.engine.advance(&mut batch, bench.now)
+        else {
+            panic!("keys were given out");
+        };
+        assert!(failure.contains(words), "{failure}");
+        bench.engine.release(Owner::Connection(2));
+    }
+    assert_eq!(fabric.registered(), 0);
+    assert_eq!(targets(&bench.ok(&iovas(&[1]))).len(), 1);
 }
 
 #[test]
